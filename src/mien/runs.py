@@ -1,0 +1,230 @@
+"""A run directory: what is in it and how it is named, read and appended to. Formats: docs/architecture.md. No torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mien.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMAT = "mien-run/1"
+STALE_AFTER_S = 600  # a "running" status older than this on another machine is taken for dead
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` so that a reader sees the old file or the whole new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None when there is no such file. Raises UserError when it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); it was damaged or edited by hand.") from None
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON-lines file, oldest first. A line cut short by a crash is passed over; no file means no lines."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return
+    for line in lines:
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(value, dict):
+            yield value
+
+
+class Run:
+    """A run directory. `Run.open(path)` reads one that exists; `Run.create(path, ...)` begins one."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """Raises UserError when `path` is no run directory or one of another format version."""
+        run = cls(path)
+        if not run.path.is_dir():
+            raise UserError(f"No such run directory: {path}.")
+        config = read_json(run.path / "config.json")
+        if config is None:
+            raise UserError(f"{path} is not a run directory (it has no config.json).")
+        if config.get("format") != FORMAT:
+            raise UserError(f"{path} has format {config.get('format')!r}; this version of mien reads {FORMAT}.")
+        return run
+
+    @classmethod
+    def create(cls, path: str | Path, *, config: dict[str, Any], architecture: dict[str, Any]) -> Run:
+        """Begin a run: make the folder and write config.json and architecture.json (config.json last: it makes the folder a run)."""
+        run = cls(path)
+        for folder in ("samples", "snapshots", "checkpoints", "control"):
+            (run.path / folder).mkdir(parents=True, exist_ok=True)
+        write_json(run.path / "architecture.json", architecture)
+        write_json(run.path / "config.json", {"format": FORMAT, **config})
+        return run
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return read_json(self.path / "config.json") or {}
+
+    @property
+    def architecture(self) -> dict[str, Any] | None:
+        return read_json(self.path / "architecture.json")
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """status.json, with state 'interrupted' in place of 'running' when its process is gone. Empty before the first tick."""
+        status = read_json(self.path / "status.json") or {}
+        if status.get("state") == "running" and not self._alive(status):
+            status["state"] = "interrupted"
+        return status
+
+    @staticmethod
+    def _alive(status: dict[str, Any]) -> bool:
+        if status.get("host") not in (None, _host()):  # another machine's process cannot be asked
+            return time.time() - status.get("updated_s", 0) < STALE_AFTER_S
+        try:
+            os.kill(int(status["pid"]), 0)
+        except PermissionError:
+            return True
+        except (OSError, KeyError, ValueError):
+            return False
+        return True
+
+    def write_status(self, **fields: Any) -> None:
+        write_json(self.path / "status.json", {**fields, "pid": os.getpid(), "host": _host(), "updated_s": time.time()})
+
+    # --- JSON lines ---------------------------------------------------------------------------------------------------
+
+    def append(self, file: str, nimg: int, **fields: Any) -> None:
+        """Append one line to `file` ('scalars', 'events' or 'metrics'). Numbers that JSON cannot hold are written as null."""
+        record = {"nimg": nimg, "time_s": round(time.time(), 3), **fields}
+        with open(self.path / f"{file}.jsonl", "a+b") as out:
+            if out.seek(0, os.SEEK_END) and not (out.seek(-1, os.SEEK_END) and out.read(1) == b"\n"):
+                out.write(b"\n")  # a crash cut the last line short: keep the damage to that line
+            out.write(json.dumps(_finite(record)).encode() + b"\n")
+
+    def event(self, nimg: int, kind: str, message: str, **fields: Any) -> None:
+        self.append("events", nimg, kind=kind, message=message, **fields)
+
+    def scalars(self) -> list[dict[str, Any]]:
+        return list(read_jsonl(self.path / "scalars.jsonl"))
+
+    def events(self) -> list[dict[str, Any]]:
+        return list(read_jsonl(self.path / "events.jsonl"))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        return list(read_jsonl(self.path / "metrics.jsonl"))
+
+    def rewind(self, nimg: int) -> None:
+        """Drop scalars past `nimg`: a resumed run says again what it had said after its last checkpoint."""
+        path = self.path / "scalars.jsonl"
+        kept = [record for record in self.scalars() if record.get("nimg", 0) <= nimg]
+        if path.exists():
+            temporary = path.with_name(".scalars.jsonl.tmp")
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+            os.replace(temporary, path)
+
+    def scalars_frame(self) -> pd.DataFrame:
+        """scalars.jsonl as a data frame indexed by nimg."""
+        return self._frame(self.scalars())
+
+    def metrics_frame(self) -> pd.DataFrame:
+        """metrics.jsonl as a data frame indexed by nimg (protocol and details stay objects)."""
+        return self._frame(self.metrics())
+
+    @staticmethod
+    def _frame(records: list[dict[str, Any]]) -> pd.DataFrame:
+        import pandas as pd
+
+        return pd.DataFrame(records, columns=None if records else ["nimg"]).set_index("nimg")
+
+    # --- files named by image count -----------------------------------------------------------------------------------
+
+    def samples(self) -> list[tuple[int, Path]]:
+        """(nimg, grid) of each sample grid, oldest first."""
+        return self._by_kimg("samples", ".png")
+
+    def snapshots(self) -> list[tuple[int, Path]]:
+        """(nimg, .safetensors) of each generator snapshot, oldest first."""
+        return self._by_kimg("snapshots", ".safetensors")
+
+    def checkpoints(self) -> list[tuple[int, Path]]:
+        """(nimg, folder) of each checkpoint, oldest first; whether one is whole is for engine.checkpoint to say."""
+        folder = self.path / "checkpoints"
+        return sorted((int(path.name), path) for path in folder.glob("[0-9]*") if path.name.isdigit()) if folder.is_dir() else []
+
+    def best_snapshot(self) -> Path | None:
+        """The snapshot with the least Frechet distance in metrics.jsonl (the newest protocol's), else the newest; None when there is none."""
+        there = dict(self.snapshots())
+        scores = [m for m in self.metrics() if str(m.get("metric", "")).startswith(("fd-", "fid")) and m.get("nimg") in there and _number(m)]
+        if scores:
+            newest = scores[-1]
+            comparable = [m for m in scores if m["metric"] == newest["metric"] and _comparable(m) == _comparable(newest)]
+            return there[min(comparable, key=lambda m: (m["value"], -m["nimg"]))["nimg"]]
+        return there[max(there)] if there else None
+
+    def _by_kimg(self, folder: str, suffix: str) -> list[tuple[int, Path]]:
+        found = []
+        for path in (self.path / folder).glob(f"*kimg{suffix}"):
+            digits = path.name.removesuffix(f"kimg{suffix}")
+            if digits.replace("p", "", 1).isdigit():
+                found.append((round(float(digits.replace("p", ".")) * 1000), path))
+        return sorted(found)
+
+
+def kimg_name(nimg: int) -> str:
+    """'000320kimg' for 320,000 images; '000000p064kimg' where thousands alone would not tell two files apart."""
+    whole, rest = divmod(nimg, 1000)
+    return f"{whole:06d}kimg" if rest == 0 else f"{whole:06d}p{rest:03d}kimg"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _number(metric: dict[str, Any]) -> bool:
+    return isinstance(metric.get("value"), (int, float))
+
+
+def _comparable(metric: dict[str, Any]) -> str:
+    """What must agree for two scores to be ranked: data, split, N, features. Two snapshots' own names and dates may differ."""
+    protocol = metric.get("protocol") or {}
+    return json.dumps([protocol.get(key) for key in ("store", "split", "n_real", "n_fake", "features", "weights_sha256", "crop", "size")])
+
+
+def _host() -> str:
+    import platform
+
+    return platform.node()
