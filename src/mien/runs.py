@@ -125,8 +125,10 @@ class Run:
         """Append one line to `file` ('scalars', 'events' or 'metrics'). Numbers that JSON cannot hold are written as null."""
         record = {"nimg": nimg, "time_s": round(time.time(), 3), **fields}
         with open(self.path / f"{file}.jsonl", "a+b") as out:
-            if out.seek(0, os.SEEK_END) and not (out.seek(-1, os.SEEK_END) and out.read(1) == b"\n"):
-                out.write(b"\n")  # a crash cut the last line short: keep the damage to that line
+            if out.seek(0, os.SEEK_END):
+                out.seek(-1, os.SEEK_END)
+                if out.read(1) != b"\n":
+                    out.write(b"\n")  # a crash cut the last line short: keep the damage to that line
             out.write(json.dumps(_finite(record)).encode() + b"\n")
 
     def event(self, nimg: int, kind: str, message: str, **fields: Any) -> None:
@@ -180,9 +182,10 @@ class Run:
         return sorted((int(path.name), path) for path in folder.glob("[0-9]*") if path.name.isdigit()) if folder.is_dir() else []
 
     def best_snapshot(self) -> Path | None:
-        """The snapshot with the least Frechet distance in metrics.jsonl (the newest protocol's), else the newest; None when there is none."""
+        """The snapshot with the least Frechet distance in metrics.jsonl (by the newest protocol), else the newest; None if there is none."""
         there = dict(self.snapshots())
-        scores = [m for m in self.metrics() if str(m.get("metric", "")).startswith(("fd-", "fid")) and m.get("nimg") in there and _number(m)]
+        distances = [m for m in self.metrics() if str(m.get("metric", "")).startswith(("fd-", "fid"))]
+        scores = [m for m in distances if m.get("nimg") in there and isinstance(m.get("value"), (int, float))]
         if scores:
             newest = scores[-1]
             comparable = [m for m in scores if m["metric"] == newest["metric"] and _comparable(m) == _comparable(newest)]
@@ -212,10 +215,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return value
-
-
-def _number(metric: dict[str, Any]) -> bool:
-    return isinstance(metric.get("value"), (int, float))
 
 
 def _comparable(metric: dict[str, Any]) -> str:
