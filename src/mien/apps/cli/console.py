@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,16 +67,17 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
 
 
-@contextmanager
-def progress(label: str, total: int, *, unit: str = "images", done: int = 0) -> Iterator[Callable[[int], None]]:
-    """Yields `advance(n)`. A live bar with rate and time left on a terminal; elsewhere a line now and then, so that logs stay readable.
+def progress(label: str, total: int, *, unit: str = "images", done: int = 0) -> AbstractContextManager[Callable[[int], None]]:
+    """A context that yields `advance(n)`: a live bar with rate and time left on a terminal; elsewhere a line now and then.
 
     `done` is what an earlier process had finished already: it counts towards the bar, not towards the rate.
     """
-    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
-        with _live(label, total, unit, done) as advance:
-            yield advance
-        return
+    live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    return _live(label, total, unit, done) if live else _lines(label, total, unit, done)
+
+
+@contextmanager
+def _lines(label: str, total: int, unit: str, done: int) -> Iterator[Callable[[int], None]]:
     start = shown = time.monotonic()
     count = done
 
@@ -106,7 +107,7 @@ def _live(label: str, total: int, unit: str, done: int) -> Iterator[Callable[[in
         def render(self, task: Task) -> Text:
             return Text("" if task.speed is None else f"{task.speed:,.0f} {unit}/s", style="progress.data.speed")
 
-    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f} / {task.total:,.0f}"), Rate(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    counts = TextColumn("{task.completed:,.0f} / {task.total:,.0f}")
+    with Progress(TextColumn("{task.description}"), BarColumn(), counts, Rate(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task(label, total=total, completed=done)
         yield lambda n: bar.advance(task, n)
