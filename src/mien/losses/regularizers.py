@@ -1,0 +1,46 @@
+"""Penalties on the discriminator: [N], unweighted, in fp32 also under autocast. The step weights them.
+
+`critic(images [N, 3, R, R], attributes [N, A]) -> logits [N]` is the discriminator with whatever stands before it, augmentation
+included, so gradients are taken with respect to the un-augmented pixels.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Critic = Callable[[Tensor, Tensor], Tensor]
+
+
+def pixel_gradient(critic: Critic, images: Tensor, attributes: Tensor) -> Tensor:
+    """d critic / d images, fp32, [N, 3, R, R], itself differentiable. Mixed precision is off inside: squares overflow in it."""
+    images = images.detach().float().requires_grad_()
+    with torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
+        logits = critic(images, attributes.float())
+        (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    return gradient
+
+
+def r1(critic: Critic, *, real: Tensor, fake: Tensor | None = None, attributes: Tensor) -> Tensor:
+    """|| d critic / d real ||^2, summed over C, H, W: [N] (Mescheder et al. 2018, eq. 9, without gamma / 2)."""
+    return pixel_gradient(critic, real, attributes).square().sum((1, 2, 3))
+
+
+def r2(critic: Critic, *, real: Tensor | None = None, fake: Tensor, attributes: Tensor) -> Tensor:
+    """|| d critic / d fake ||^2, summed over C, H, W: [N] (Mescheder et al. 2018, eq. 10, without gamma / 2)."""
+    return pixel_gradient(critic, fake, attributes).square().sum((1, 2, 3))
+
+
+def gradient_penalty(critic: Critic, *, real: Tensor, fake: Tensor, attributes: Tensor) -> Tensor:
+    """(|| d critic / d x || - 1)^2 at x = u real + (1 - u) fake, u uniform per sample: [N] (Gulrajani et al. 2017, eq. 3).
+
+    `fake` must have been made with `attributes`, the real images' own.
+    """
+    mix = torch.rand(len(real), 1, 1, 1, device=real.device)
+    between = mix * real.detach().float() + (1 - mix) * fake.detach().float()
+    return (gradient_norm(critic, between, attributes) - 1).square()
+
+
+def gradient_norm(critic: Critic, images: Tensor, attributes: Tensor) -> Tensor:
+    """|| d critic / d images ||, [N]. The small constant keeps the root's slope finite at 0."""
+    return (pixel_gradient(critic, images, attributes).square().sum((1, 2, 3)) + 1e-12).sqrt()

@@ -1,0 +1,46 @@
+"""The families of networks, by name."""
+
+import inspect
+
+from torch import nn
+
+from mien.errors import UserError, did_you_mean
+from mien.models.dcgan import DCGANDiscriminator, DCGANGenerator
+
+FAMILIES = {
+    "dcgan": (DCGANGenerator, DCGANDiscriminator),
+}
+
+
+def build_generator(family: str, *, size: int, attributes: int, options: dict) -> nn.Module:
+    """The generator of a family at `size` px for `attributes` attributes; `options`: its constructor's keyword arguments.
+
+    Raises UserError for an unknown family, option or value.
+    """
+    return build(networks(family)[0], family, size=size, attributes=attributes, options=options)
+
+
+def build_discriminator(family: str, *, size: int, attributes: int, options: dict) -> nn.Module:
+    """The discriminator of a family; as build_generator."""
+    return build(networks(family)[1], family, size=size, attributes=attributes, options=options)
+
+
+def option_defaults(network: type[nn.Module]) -> dict[str, object]:
+    """Name and default of each option of a network: its constructor's keyword-only arguments."""
+    parameters = inspect.signature(network).parameters.values()
+    return {each.name: each.default for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def networks(family: str) -> tuple[type[nn.Module], type[nn.Module]]:
+    """(generator class, discriminator class) of a family."""
+    if family not in FAMILIES:
+        raise UserError(f"no network family {family!r}; there are {', '.join(FAMILIES)}.{did_you_mean(family, FAMILIES)}")
+    return FAMILIES[family]
+
+
+def build(network: type[nn.Module], family: str, *, size: int, attributes: int, options: dict) -> nn.Module:
+    known = option_defaults(network)
+    for name in options:
+        if name not in known:
+            raise UserError(f"{family}'s {network.__name__} has no option {name!r}.{did_you_mean(name, known)} It has {', '.join(known)}.")
+    return network(size, attributes, **options)
