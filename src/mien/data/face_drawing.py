@@ -1,0 +1,352 @@
+"""Painting of the toy faces, back to front, from the wall to the hat.
+
+Units: a face is drawn in its own frame, x to the viewer's right, y down, origin between the eyes, the head about 1 wide;
+the canvas turns pixels into that frame, so a face is the same at any size. `synthetic` draws the looks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from mien.data.face_shapes import Array, Canvas, Look, bump, egg, lens, lit, mix, rgb, smooth, wave
+
+
+def paint_faces(canvas: Canvas, body: Canvas, look: Look) -> None:
+    """Paint every part in order. `canvas` is the head's frame, `body` the same pictures in the untilted frame."""
+    background(body, look)
+    only(canvas, look, look.hair_behind > 0, hair_behind)
+    shoulders(body, canvas, look)
+    ears(canvas, look)
+    head(canvas, look)
+    only(canvas, look, look.old > 0, wrinkles)
+    only(canvas, look, look.beard > 0, beard)
+    nose(canvas, look)
+    mouth(canvas, look)
+    for side in (-1, 1):
+        eye(canvas, look, side)
+        brow(canvas, look, side)
+    only(canvas, look, look.hair > 0, hair_front)
+    only(canvas, look, look.glasses > 0, glasses)
+    only(canvas, look, look.hat > 0, hat)
+
+
+def only(canvas: Canvas, look: Look, chosen: Array, painter: Callable[[Canvas, Look], None]) -> None:
+    """Run a painter on the chosen faces."""
+    keep = np.flatnonzero(chosen)
+    if len(keep):
+        part = Canvas(canvas.pixels[:, keep], canvas.x[keep], canvas.y[keep], canvas.px[keep])
+        painter(part, look.take(keep))
+        canvas.pixels[:, keep] = part.pixels
+
+
+def background(body: Canvas, look: Look) -> None:
+    """A blurred wall: a gradient, a few out-of-focus lights, a darker rim."""
+    t = np.clip(0.5 + 0.36 * (body.x * look.wall_x + body.y * look.wall_y), 0, 1)
+    body.pixels[:] = mix(look.wall, look.wall_far, smooth(t))
+    for number in range(3):
+        x, y, r = getattr(look, f"spot{number}_x"), getattr(look, f"spot{number}_y"), getattr(look, f"spot{number}_r")
+        body.paint(look.spot, 0.42 * bump(body.x - x, body.y - y, r, r))
+    away = np.clip(0.45 * (body.x * body.x + body.y * body.y) - 0.35, 0, 0.4)
+    body.darken(away, (0.7, 0.7, 0.7))
+
+
+def placed(look: Look, across: float | Array, depth: float = 1.0) -> tuple[Array, Array]:
+    """Where the turned head carries a point `across` (-1..1) its front: x, and how much things there narrow."""
+    front = np.sqrt(np.float32(1) - np.square(np.float32(across)))
+    return look.width * (across * look.yaw_cos + front * depth * look.yaw), look.yaw_cos - across / front * look.yaw
+
+
+def shoulders(body: Canvas, canvas: Canvas, look: Look) -> None:
+    """Neck, chest and clothes, and the shadow of the chin."""
+    y = body.y - 0.62
+    neck = np.abs(body.x) - look.neck - 0.5 * np.square(np.maximum(y, 0))
+    across = np.clip(body.x / look.neck, -1, 1)
+    skin = mix(look.skin_dark, look.skin, smooth(lit(across * 0.8, across * 0, look)))
+    trunk, h, v = egg(body.x, body.y - 1.42, look.shoulder, 0.56, 1.0, 0.5, 0.75)
+    body.paint(skin, np.maximum(body.fill(np.maximum(neck, 0.2 - body.y)), body.fill(trunk)))
+    chin, _, _ = egg(canvas.x - 0.05 * look.light_x, canvas.y - 0.1, look.width, 0.6, look.chin, look.jaw)
+    body.darken(0.45 * body.fill(chin - 0.02, 0.16))
+    rest = np.maximum(1 - mix(np.square(body.x / look.collar), np.abs(body.x / look.collar), look.vee), -1)
+    opening = (body.y - 0.86 - look.neckline * rest) * 0.8
+    cloth = body.fill(np.maximum(trunk, -opening))
+    folds = 0.9 + 0.1 * wave(body.x * 2.3 + body.y * look.fold)
+    light = 0.68 + 0.4 * lit(h * 0.9, v * 0.6 + 0.1, look)
+    stripes = 1 - look.stripes * np.clip(wave(body.y * 7.0) * 3 - 1.5, 0, 1)
+    body.paint(look.cloth * (light * folds * stripes), cloth)
+    body.paint(look.trim, cloth * body.stroke(opening - 0.02, 0.05))
+
+
+def ears(canvas: Canvas, look: Look) -> None:
+    for side in (-1, 1):
+        x = side * look.width * (look.yaw_cos * 0.99) - look.yaw * 0.12
+        ear = canvas.window(x, 0.1, 0.3)
+        shape, h, v = egg(ear.x - side * 0.03, ear.y, 0.085 * look.ear, 0.14 * look.ear, 0.15 * look.ear, -0.1)
+        light = lit(h * 0.6 + side * 0.35, v * 0.5, look)
+        ear.paint(mix(look.skin_dark, look.skin, smooth(light)), ear.fill(shape))
+        ear.darken(0.42 * bump(ear.x - side * 0.035, ear.y, 0.055, 0.1))
+
+
+def head(canvas: Canvas, look: Look) -> None:
+    """The skin of the face with light, blush, and the hollows of the eyes."""
+    x = canvas.x - 0.10 * look.yaw * np.maximum(canvas.y, 0)
+    shape, h, v = egg(x, canvas.y, look.width, 0.66, look.chin, look.jaw, 0.35)
+    light = smooth(lit(h * 0.92 - 0.5 * look.yaw, v * 0.8, look))
+    skin = mix(look.skin_dark, look.skin, np.minimum(light * 1.5, 1))
+    skin = mix(skin, look.skin_light, np.maximum(light * 1.6 - 0.75, 0))
+    canvas.paint(skin, canvas.fill(shape))
+    inside = canvas.fill(shape, 0.06)
+    for side in (-1, 1):
+        cheek_x, narrow = placed(look, side * 0.52)
+        lift = look.smile * 0.05
+        spot = bump(canvas.x - cheek_x, canvas.y - 0.27 + lift, 0.2 * narrow, 0.16)
+        canvas.paint(look.blush_colour, look.blush * spot * inside)
+        shine = bump(canvas.x - cheek_x, canvas.y - 0.2 + lift, 0.13 * narrow, 0.08)
+        canvas.lighten((0.08 + 0.13 * look.smile) * look.shine * shine * inside)
+        eye_x, narrow = placed(look, side * 0.44)
+        canvas.darken(0.2 * bump(canvas.x - eye_x, canvas.y + 0.05, 0.2 * narrow, 0.15) * inside)
+    forehead, _ = placed(look, 0.0)
+    canvas.lighten(0.12 * look.shine * bump(canvas.x - forehead + 0.12 * look.light_x * -1, canvas.y + 0.36, 0.24, 0.16) * inside)
+
+
+def nose(canvas: Canvas, look: Look) -> None:
+    """A ridge lit from one side, a round tip with a shadow under it, two nostrils."""
+    tip, _ = placed(look, 0.0, 1.22)
+    root, _ = placed(look, 0.0, 1.0)
+    part = canvas.window(tip, 0.12, 0.5)
+    y = part.y + 0.12 - look.nose_y
+    along = np.clip((part.y + 0.14) / 0.3, 0, 1)
+    x = part.x + (tip - root) * (1 - along)
+    wide = look.nose * (0.6 + 0.4 * along)
+    tall = bump(part.y - 0.0, part.x * 0, 0.3, 1.0)
+    shadow_side = np.where(look.light_x > 0, -1.0, 1.0).astype(np.float32)
+    part.darken(0.34 * np.abs(look.light_x) * tall * bump(x - shadow_side * wide * 0.75, x * 0, wide * 0.8, 1.0))
+    part.lighten(0.26 * look.shine * bump(x, part.y, wide * 0.5, 0.22))
+    part.darken(0.40 * bump(part.x, y - 0.052, look.nose * 1.25, 0.05))
+    part.lighten(0.34 * look.shine * bump(part.x - 0.02 * look.light_x, y + 0.015, look.nose * 0.75, 0.055))
+    for side in (-1, 1):
+        part.darken(0.30 * bump(part.x - side * look.nose * 1.02, y - 0.005, 0.04, 0.05))
+        part.darken(0.62 * bump(part.x - side * look.nose * 0.5, y - 0.042, 0.034, 0.026))
+
+
+def mouth(canvas: Canvas, look: Look) -> None:
+    """Lips, and teeth where they part; a smile lifts the corners and folds the cheeks."""
+    centre, narrow = placed(look, 0.0, 1.08)
+    part = canvas.window(centre, look.mouth_y, 0.42)
+    half = look.mouth * narrow
+    x, y, bend = part.x, part.y, look.bend
+    for side in (-1, 1):
+        corner_x = x - side * half * 1.03
+        part.darken((0.14 + 0.34 * look.smile) * bump(corner_x, y + bend, 0.05, 0.055))
+        fold_x = x - side * (half * 1.16 + 0.02 - 0.16 * np.square(y + 0.02))
+        part.darken(look.smile * 0.24 * bump(fold_x, y + bend + 0.07, 0.045, 0.15))
+    part.darken(0.26 * bump(x, y - look.lip_low - look.gape - 0.045, 0.12, 0.04))
+    part.lighten(0.10 * look.shine * bump(x, y - look.lip_low - look.gape - 0.11, 0.1, 0.05))
+    bow = 0.3 * look.lip_up * bump(x, x * 0, 0.05, 1.0)
+    lips = lens(x, y + bow * -1, half, look.lip_up + look.gape * 0.3, look.lip_low + look.gape, bend)
+    part.paint(look.lips, part.fill(lips))
+    upper = np.clip(0.5 - (y + bend * np.square(x / half)) / 0.03, 0, 1)
+    part.darken(0.22 * upper * part.fill(lips))
+    part.lighten(0.26 * look.shine * bump(x, y - look.gape - look.lip_low * 0.5, half * 0.45, 0.02))
+    inner = lens(x, y, half * 0.86, 0.3 * look.gape + 0.004, look.gape + 0.004, bend * 0.9)
+    hole = part.fill(inner)
+    part.paint(rgb(70, 22, 26), hole)
+    drop = look.gape * look.teeth
+    teeth = lens(x, y, half * 0.80, 0.3 * look.gape, drop, bend * 0.9)
+    shade = 0.97 - 0.22 * np.square(x / half)
+    part.paint(rgb(250, 246, 238) * shade, part.fill(teeth + 0.004) * hole * np.minimum(look.teeth * 3, 1))
+
+
+def eye(canvas: Canvas, look: Look, side: int) -> None:
+    """White, iris, pupil, a light in it, lids and lashes."""
+    x, narrow = placed(look, side * look.eye_apart)
+    part = canvas.window(x, look.eye_y, 0.26)
+    half = look.eye * narrow
+    y = part.y + look.slant * part.x * side
+    up, low = look.lid_up, look.lid_low
+    shape = lens(part.x, y, half, up, low)
+    white = part.fill(shape)
+    part.darken(0.20 * part.fill(shape - 0.02, 0.06))
+    ball = 0.99 - 0.30 * np.clip(-(y + up * 0.35) / up, 0, 1) - 0.15 * np.square(part.x / half)
+    part.paint(rgb(252, 250, 247) * ball, white)
+    gx, gy = part.x - look.gaze_x - 0.02 * look.yaw, part.y - look.gaze_y
+    away = np.sqrt(gx * gx + gy * gy)
+    part.paint(look.iris * (0.75 + 0.5 * np.clip(0.5 + gy / look.iris_r, 0, 1)), white * part.fill(away - look.iris_r))
+    part.paint(look.iris * 0.35, white * part.stroke(away - look.iris_r, 0.012) * 0.8)
+    part.paint(rgb(14, 10, 12), white * part.fill(away - look.iris_r * 0.52))
+    shine_x, shine_y = gx - 0.022 * np.where(look.light_x > 0, 1, -1).astype(np.float32), gy + 0.024
+    part.paint(rgb(255, 255, 255), white * part.fill(np.sqrt(shine_x * shine_x + shine_y * shine_y) - 0.020))
+    rest = 1 - np.square(part.x / (half * 1.12))
+    lid = (y + up * rest) / np.sqrt(1 + np.square(2 * up * part.x / (half * half)))
+    ends = part.fill(np.abs(part.x) - half * 1.12)
+    part.paint(look.lash_colour, part.stroke(lid, look.lash) * ends)
+    part.darken(0.30 * part.stroke(lid + 0.05, 0.016) * ends)
+    bottom = (y - low * rest) / np.sqrt(1 + np.square(2 * low * part.x / (half * half)))
+    part.darken(0.35 * part.stroke(bottom, 0.014) * ends)
+    part.paint(
+        look.lash_colour,
+        look.wing * part.fill(lens(part.x - side * half * 1.08, y + 0.018 + 0.5 * (part.x * side - half), 0.05, 0.01, 0.012)),
+    )
+    part.darken(look.bags * bump(part.x, y - low - 0.07, 0.12, 0.035))
+
+
+def brow(canvas: Canvas, look: Look, side: int) -> None:
+    x, narrow = placed(look, side * (look.eye_apart + 0.01))
+    part = canvas.window(x, look.brow_y, 0.24)
+    half = look.brow_half * narrow
+    out = part.x * side / half
+    thick = look.brow * (1 - 0.35 * out)
+    y = part.y + look.brow_slant * out - look.brow_arch * (np.square(out - 0.25))
+    shape = lens(part.x, y, half, thick, thick * 0.5)
+    part.paint(look.brow_colour, 0.88 * part.fill(shape, 0.02))
+
+
+def wrinkles(canvas: Canvas, look: Look) -> None:
+    """Lines of age: forehead, beside nose and mouth, beside the eyes."""
+    centre, _ = placed(look, 0.0)
+    x = canvas.x - centre
+    for y in (-0.33, -0.41):
+        line = canvas.y - y - 0.15 * x * x
+        canvas.darken(0.26 * canvas.stroke(line, 0.016) * np.clip(2 - np.abs(x) / 0.12, 0, 1))
+    for side in (-1, 1):
+        fold = side * x - 0.12 - 0.35 * np.clip(canvas.y - 0.22, 0, 1)
+        canvas.darken(0.34 * canvas.stroke(fold, 0.022) * np.clip(4 - np.abs(canvas.y - 0.33) / 0.032, 0, 1))
+        out = side * x - 0.34
+        for lift in (-0.5, 0.0, 0.5):
+            crow = canvas.y - look.eye_y - lift * out
+            canvas.darken(0.24 * canvas.stroke(crow, 0.012) * np.clip(2 - np.abs(out - 0.04) / 0.03, 0, 1))
+
+
+def beard(canvas: Canvas, look: Look) -> None:
+    """Moustache, chin and cheeks: stubble to full beard."""
+    centre, _ = placed(look, 0.0, 1.05)
+    x = canvas.x - centre * 0.8
+    shape, _, v = egg(
+        canvas.x - 0.10 * look.yaw * np.maximum(canvas.y, 0),
+        canvas.y,
+        look.width + 0.015 * look.beard_long,
+        0.66,
+        look.chin + 0.10 * look.beard_long,
+        look.jaw,
+    )
+    grain = 0.02 * (wave(x * 9.3 + canvas.y * 3.1 + look.phase) - 0.5)
+    line = canvas.y - look.mouth_y + 0.02 + look.beard_wide * 0.9 - 1.25 * look.beard_wide * np.square(x / look.width) * 0.0
+    bare, _, _ = egg(x, canvas.y - 0.0, look.width * look.beard_bare, 0.9, look.mouth_y - 0.10, 0.9)
+    inside = canvas.fill(shape, 0.03 + 0.02 * 0) * canvas.fill(-(bare + grain), 0.07) * canvas.fill(0.06 - canvas.y + 0 * line, 0.1)
+    chin_only = np.maximum(canvas.fill(np.abs(x) - 0.24, 0.06), 1 - look.goatee)
+    alpha = inside * chin_only
+    under_lip = lens(
+        canvas.x - centre, canvas.y - look.mouth_y, look.mouth * 1.12, look.lip_up + 0.02, look.lip_low + 0.035 + look.gape, look.bend
+    )
+    alpha *= 1 - canvas.fill(under_lip, 0.03)
+    y = canvas.y - look.mouth_y + 0.085 + look.lip_up * 0.4 + look.gape * 0.2
+    tache = canvas.fill(lens(canvas.x - centre, y, look.mouth * 1.08, 0.03, 0.035, -0.055 + look.bend * 0.7), 0.025)
+    alpha = np.maximum(alpha * look.beard_cheeks, tache * look.tache)
+    texture = 0.82 + 0.36 * wave(x * 11.0 + look.phase + 0.4 * wave(canvas.y * 6)) * wave(canvas.y * 5 + x * 2)
+    canvas.paint(look.beard_colour * texture, alpha * look.beard)
+
+
+def hair_shape(canvas: Canvas, look: Look) -> Array:
+    """Distance to the outline of the whole hair, with its curls."""
+    x = (
+        canvas.x
+        + 0.05 * look.yaw
+        + look.wavy * 0.05 * (wave(canvas.y * 1.7 + look.phase) - 0.5) * np.sign(canvas.x) * np.clip(canvas.y + 0.3, 0, 1)
+    )
+    shape, _, _ = egg(x, canvas.y, look.hair_width, look.hair_top, look.hair_bottom, look.hair_square, 0.45)
+    turn = canvas.x / (np.abs(canvas.x) + np.abs(canvas.y + 0.1) + 0.05)
+    curls = wave(turn * 3.5 + look.phase) + wave(canvas.y * 4.1 + turn * 2 + look.phase)
+    return shape - 0.035 * look.curly * curls
+
+
+def hair_colour(canvas: Canvas, look: Look) -> Array:
+    """Strands that run from the crown, a band of light across them, curls as light and dark dots."""
+    q = (canvas.x - look.part * 0.3) / (0.32 + np.clip(canvas.y + look.hair_top, 0, 1.1))
+    strands = wave(q * 7.0 + look.phase) * 0.5 + wave(q * 17.0 + 2 * look.phase) * 0.3 + wave(q * 3.1 + 3 * look.phase) * 0.4
+    dots = wave(canvas.x * 6.1 + look.phase + 0.5 * wave(canvas.y * 3)) * wave(canvas.y * 6.7 + 0.6 * wave(canvas.x * 4 + look.phase))
+    texture = mix(strands, 1.6 * dots, look.curly)
+    band = bump(canvas.y + 0.5 - 0.55 * np.square(canvas.x - 0.2 * look.light_x), canvas.x - 0.25 * look.light_x, 0.24, 0.75)
+    side = lit(np.clip(canvas.x / 0.8, -1, 1) * 0.9, np.clip(canvas.y / 1.3, -0.9, 0.9), look)
+    tone = 0.55 + 0.25 * side + 0.42 * texture * (0.5 + 0.5 * side) + 0.30 * band * (0.4 + texture)
+    return look.hair_colour * tone + 0.10 * band * texture
+
+
+def hair_behind(canvas: Canvas, look: Look) -> None:
+    """The part of long or full hair behind neck and shoulders."""
+    colour = hair_colour(canvas, look) * (1 - 0.5 * bump(canvas.x, canvas.y - 0.6, 0.5, 0.6))
+    canvas.paint(colour, canvas.fill(hair_shape(canvas, look), 0.02))
+
+
+def hair_front(canvas: Canvas, look: Look) -> None:
+    """The hair round the face: the outline less the opening that shows the face."""
+    shape = hair_shape(canvas, look)
+    x = canvas.x - 0.30 * look.yaw * look.width - look.part * 0.10
+    jag = look.jag * (wave(canvas.x * 5.3 + look.phase) + 0.6 * wave(canvas.x * 12.1 + 2 * look.phase) - 0.8)
+    y = canvas.y - 0.02 + jag + look.part * 0.32 * canvas.x
+    high = look.hairline + look.recede * 0.45 * bump(np.abs(x) - 0.26, x * 0, 0.18, 1.0) - look.curtain * (0.14 - 0.5 * np.abs(x))
+    above = np.minimum(y, 0) / high
+    h = x / look.opening
+    vv = above * above
+    level = h * h - (1 - vv) * (1 + look.hair_front_square * np.minimum(vv, 1.0))
+    slope_y = 2 * above * (1 + look.hair_front_square * np.maximum(2 * vv - 1, 0)) / high
+    opening = level / np.sqrt(np.square(2 * h / look.opening) + np.square(slope_y) + 1e-3)
+    end = canvas.fill(canvas.y - look.sideburn - 0.03 * wave(canvas.x * 9 + look.phase), 0.08)
+    dome = 1 - look.dome * canvas.fill(np.abs(x) - 0.40 - 0.25 * np.maximum(canvas.y + 0.45, -0.1), 0.05)
+    alpha = canvas.fill(shape) * end * dome
+    shadow = canvas.fill(-(opening + 0.05), 0.12) * canvas.fill(shape - 0.02)
+    canvas.darken(0.30 * shadow * end * dome * canvas.fill(canvas.y - 0.3, 0.4))
+    canvas.paint(hair_colour(canvas, look), alpha * canvas.fill(-opening, 0.02))
+
+
+def glasses(canvas: Canvas, look: Look) -> None:
+    """Two lenses with a glint, their frames, a bridge and the arms."""
+    edges = []
+    for side in (-1, 1):
+        x, narrow = placed(look, side * look.eye_apart, 1.04)
+        part = canvas.window(x, look.eye_y + 0.01, 0.36)
+        wide, tall = look.lens_wide * narrow, look.lens_tall
+        out = part.x * side
+        y = part.y + look.cat * 0.22 * out
+        qx, qy = np.abs(part.x) - wide + look.lens_round, np.abs(y) - tall + look.lens_round
+        rim = np.sqrt(np.square(np.maximum(qx, 0)) + np.square(np.maximum(qy, 0))) + np.minimum(np.maximum(qx, qy), 0) - look.lens_round
+        inside = part.fill(rim)
+        part.paint(look.lens_colour, inside * look.tint * (0.8 - 0.5 * y / tall))
+        glint = np.abs(part.x + 0.6 * y - 0.02 * side) - 0.035
+        part.lighten(0.22 * inside * part.fill(glint, 0.03) * np.clip(0.6 - y / tall, 0, 1))
+        part.darken(0.25 * part.stroke(rim - 0.025, 0.035))
+        part.paint(look.frame, part.stroke(rim, look.rim))
+        part.lighten(0.25 * part.stroke(rim, look.rim) * np.clip(-y / tall - 0.2, 0, 1))
+        edges.append((x - side * wide, x + side * wide))
+    y = canvas.y - look.eye_y
+    (left_in, left_out), (right_in, right_out) = edges
+    bridge = canvas.stroke(y + 0.035 - 0.8 * np.square(canvas.x - (left_in + right_in) / 2), look.rim)
+    canvas.paint(look.frame, bridge * canvas.fill(left_in - canvas.x) * canvas.fill(canvas.x - right_in))
+    arms = canvas.stroke(y + 0.03, look.rim) * (canvas.fill(canvas.x - left_out) + canvas.fill(right_out - canvas.x))
+    canvas.paint(look.frame * 0.8, arms * canvas.fill(np.abs(canvas.x) - look.width * 1.02))
+
+
+def hat(canvas: Canvas, look: Look) -> None:
+    """A knitted cap with a turned-up rim and a bobble, or a cap with a peak, or a brimmed hat."""
+    centre = 0.25 * look.yaw * look.width
+    x, line = canvas.x - centre, look.hat_line
+    knit, cap, brim = look.hat == 1, look.hat == 2, look.hat == 3
+    curve = 0.16 * np.square(x)
+    dome, h, v = egg(canvas.x, canvas.y + 0.25, look.hat_width, look.hat_high, 0.9, 0.5, 0.5)
+    shape = np.maximum(dome, canvas.y - line + curve)
+    rib = np.where(knit, 0.86 + 0.2 * wave(canvas.x * 9 / (0.6 + np.clip(canvas.y + 1, 0, 1))), 1)
+    light = (0.62 + 0.5 * lit(h * 0.95, v * 0.8, look)) * rib
+    shade = canvas.y - line + curve - 0.09
+    canvas.darken(0.35 * canvas.fill(np.maximum(np.abs(x) - look.width, shade), 0.12) * canvas.fill(line - curve - canvas.y, 0.04))
+    bobble = (
+        np.sqrt(np.square(canvas.x) + np.square(canvas.y + 0.25 + look.hat_high + 0.05)) - 0.13 - 0.02 * wave(canvas.x * 14 + canvas.y * 9)
+    )
+    canvas.paint(look.hat_trim * (0.8 + 0.2 * light), canvas.fill(bobble) * knit)
+    canvas.paint(look.hat_colour * light, canvas.fill(shape))
+    band = canvas.y - line + curve + 0.08
+    fold = np.maximum(np.abs(band) - 0.085, np.abs(canvas.x) - look.hat_width - 0.02)
+    canvas.paint(np.where(knit, look.hat_colour * 0.9 + 0.06, look.hat_trim) * light, canvas.fill(np.where(cap, 1.0, fold), 0.03))
+    peak = lens(x - 0.12 * look.yaw, canvas.y - line + 0.01, 0.40, 0.05, 0.10, -0.05)
+    wide = lens(x, canvas.y - line - 0.02, look.hat_width + 0.34, 0.075, 0.075, -0.06)
+    flat = np.where(cap, peak, np.where(brim, wide, 1.0))
+    canvas.paint(np.where(cap, look.hat_trim, look.hat_colour) * (0.75 + 0.25 * light), canvas.fill(flat))
