@@ -1,0 +1,182 @@
+"""Batches of faces as a pure function of (seed, position): no state, no worker processes, exact resume for free.
+
+Sample i of the endless stream is image `permutation(seed, epoch = i // N)[i % N]` of the split, mirrored if a bit drawn from (seed, i)
+says so. So any batch size gives the same stream, and a run that starts again at image i goes on as if it had never stopped. The random
+numbers are our own 64-bit hash, not numpy's or torch's generators: those promise no stable stream from one version to the next.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from mien.data.attributes import Combination, combination_name, combination_table
+from mien.data.store import FaceStore
+from mien.errors import UserError
+
+MEMORY_SHARE = 0.5      # of the free memory that the pixels of a split may take
+Weights = Literal["none", "uniform"] | Mapping[Combination, float]
+
+
+def hash64(seed: int, stream: int, counter: np.ndarray) -> np.ndarray:
+    """uint64 [n], evenly spread bits for each uint64 counter: two rounds of SplitMix64's finaliser (Steele, Lea & Flood 2014)."""
+    with np.errstate(over="ignore"):    # the arithmetic is meant modulo 2^64
+        key = _mix(np.array([seed & 0xFFFFFFFFFFFFFFFF], np.uint64) + np.uint64(0x9E3779B97F4A7C15))
+        key = _mix(key + np.array([stream & 0xFFFFFFFFFFFFFFFF], np.uint64) * np.uint64(0xD1342543DE82EF95))
+        return _mix(_mix(counter.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + key) ^ key)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+    """int64 [count], every number from 0 to count - 1 once, in an order that (seed, epoch) fix."""
+    return np.argsort(hash64(seed, 2 * epoch, np.arange(count)), kind="stable")
+
+
+class FaceLoader:
+    """Serves one split of a store as float images and attributes."""
+
+    def __init__(self, store: FaceStore, *, split: str = "train", attributes: tuple[str, ...] | list[str] = (), seed: int = 0,
+                 flip: bool = True, device: str | torch.device = "cpu", weights: Weights = "none") -> None:
+        """`attributes` are the names wanted, in order.
+
+        `weights` by attribute combination: "none" draws every image once an epoch; "uniform" draws every combination that occurs equally
+        often; a mapping {(0, 1): weight} gives each combination's share of the stream (scaled to sum to 1; ones it leaves out never come).
+
+        UserError for an attribute the store has not, an empty split, or weights that fit no image.
+        """
+        self.attribute_names = tuple(attributes)
+        self.size, self.seed, self.flip = store.size, seed, flip
+        self.device = torch.device(device)
+        indices = store.indices(split)
+        if isinstance(weights, str) and weights not in ("none", "uniform"):
+            raise UserError(f"no sampling weights are called {weights!r}: say none or uniform, or give each combination its weight")
+        if not len(indices):
+            raise UserError(f"the {split} split of {store.path} has no images; name another split, or prepare the data with one")
+        self.count = len(indices)                                                   # images in the split: an epoch
+        self._labels = np.ascontiguousarray(store.attributes[indices][:, store.columns(self.attribute_names)])   # uint8 [count, A]
+        self._table = combination_table(self._labels)
+        self._law = None if weights == "none" else self._cumulative(weights)
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))           # the last epoch asked for: the next batch wants it too
+        self._label_floats = torch.from_numpy(self._labels).to(self.device, torch.float32)
+        self._law_tensor = None if self._law is None else torch.from_numpy(self._law).to(self.device)
+        self._place_pixels(store, indices)
+
+    def _place_pixels(self, store: FaceStore, indices: np.ndarray) -> None:
+        """Keep the split's pixels where they are served fastest: on the GPU, else in memory, else mapped from the disk."""
+        needed = self.count * self.size * self.size * 3
+        self._rows: np.ndarray | None = None            # where the split's images stand in _pixels; None when they are all of it, in order
+        self._resident: torch.Tensor | None = None      # uint8 [count, R, R, 3] on the GPU
+        if self.device.type == "cuda" and needed < MEMORY_SHARE * torch.cuda.mem_get_info(self.device)[0]:
+            self._resident = torch.empty((self.count, self.size, self.size, 3), dtype=torch.uint8, device=self.device)
+            for start in range(0, self.count, 4096):    # in pieces, so that the host never holds a second copy
+                piece = store.images[indices[start:start + 4096]]
+                self._resident[start:start + len(piece)] = torch.from_numpy(piece).to(self.device)
+        elif needed < MEMORY_SHARE * available_bytes():
+            self._pixels = store.images[indices]        # uint8 [count, R, R, 3]
+        else:
+            self._pixels, self._rows = store.images, indices
+
+    def _cumulative(self, weights: Weights) -> np.ndarray:
+        """float64 [count + 1], rising from 0 to 1: image i owns the stretch from [i] to [i + 1], as wide as its probability."""
+        table: Mapping[Combination, float] = weights if isinstance(weights, Mapping) else {row: 1.0 for row, _ in self._table}
+        wrong = [combination for combination, weight in table.items() if not weight >= 0 or len(combination) != len(self.attribute_names)]
+        if wrong:
+            raise UserError(f"the weight of combination {wrong[0]} is not possible: give a 0 or 1 for each of "
+                            f"{', '.join(self.attribute_names)}, and a weight of 0 or more")
+        absent = [row for row, weight in table.items() if weight > 0 and row not in dict(self._table)]
+        if absent:
+            raise UserError(f"no image of the split has {combination_name(self.attribute_names, absent[0])}, so it cannot be given weight")
+        each = {row: table.get(row, 0.0) / count for row, count in self._table}
+        widths = np.zeros(self.count)
+        for row, weight in each.items():
+            widths[(self._labels == np.array(row, np.uint8)).all(axis=1)] = weight
+        if not widths.sum() > 0:
+            raise UserError("the sampling weights leave no image to draw; give at least one combination a weight above 0")
+        edges = np.concatenate([[0.0], np.cumsum(widths)])
+        edges /= edges[-1]
+        edges[np.searchsorted(edges, 1.0):] = 1.0
+        return edges
+
+    def indices(self, position: int, count: int) -> np.ndarray:
+        """int64 [count]: which images of the split the stream has at `position` (images drawn so far) and on."""
+        places = np.arange(position, position + count)
+        result = np.empty(count, np.int64)
+        for epoch in range(position // self.count, (position + count - 1) // self.count + 1):
+            if self._order[0] != epoch:
+                self._order = (epoch, self._epoch(epoch))
+            inside = places // self.count == epoch
+            result[inside] = self._order[1][places[inside] % self.count]
+        return result
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        """The order of one epoch. Under weights: systematic sampling, N evenly spaced points of the cumulative law in shuffled order, so
+        an image of probability p comes floor(N p) or ceil(N p) times an epoch, and rare combinations are spread, not clumped."""
+        order = permutation(self.seed, epoch, self.count)
+        if self._law is None:
+            return order
+        offset = (int(hash64(self.seed, 2 * epoch, np.array([self.count]))[0]) >> 11) / 2**53       # in [0, 1), another each epoch
+        points = (order + offset) / self.count
+        return np.minimum(np.searchsorted(self._law, points, side="right") - 1, self.count - 1)
+
+    def flips(self, position: int, count: int) -> np.ndarray:
+        """bool [count]: which samples of the stream are mirrored. Never any without `flip`."""
+        if not self.flip:
+            return np.zeros(count, bool)
+        return (hash64(self.seed, 1, np.arange(position, position + count)) >> np.uint64(63)).astype(bool)
+
+    def batch(self, position: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Samples `position` to `position + count` of the stream: images float32 [count, 3, R, R] in [-1, 1] (channels_last), attributes
+        float32 [count, A] in {0, 1}, both on the device. `position` counts the images drawn so far."""
+        chosen = self.indices(position, count)
+        flips = self.flips(position, count)
+        # Mirrored ones are fetched apart and shuffled back into place: gathers copy whole images, a masked write goes byte by byte.
+        pixels = torch.cat([self._fetch(chosen[~flips]), self._fetch(chosen[flips]).flip(2)])     # uint8 [N, R, R, 3]
+        place = np.argsort(np.argsort(flips, kind="stable"), kind="stable")
+        pixels = pixels.index_select(0, torch.from_numpy(place).to(self.device))
+        images = pixels.to(torch.float32).div_(127.5).sub_(1.0).permute(0, 3, 1, 2)              # [N, 3, R, R], the bytes stay in place
+        return images, self._label_floats.index_select(0, torch.from_numpy(chosen).to(self.device))
+
+    def _fetch(self, rows: np.ndarray) -> torch.Tensor:
+        """uint8 [n, R, R, 3] on the device: these images of the split."""
+        if self._resident is not None:
+            return self._resident.index_select(0, torch.from_numpy(rows).to(self.device))
+        stored = rows if self._rows is None else self._rows[rows]
+        return torch.from_numpy(np.take(self._pixels, stored, axis=0)).to(self.device)
+
+    def draw_attributes(self, count: int, *, generator: torch.Generator | None = None) -> torch.Tensor:
+        """float32 [count, A] on the device: rows drawn from the split's own attributes, under the same weights as the images."""
+        where = self.device if generator is None else generator.device
+        if self._law_tensor is None:
+            rows = torch.randint(self.count, (count,), generator=generator, device=where).to(self.device)
+        else:
+            points = torch.rand(count, generator=generator, device=where, dtype=torch.float64).to(self.device)
+            rows = (torch.searchsorted(self._law_tensor, points, right=True) - 1).clamp_(max=self.count - 1)
+        return self._label_floats[rows]
+
+    def combinations(self) -> list[tuple[Combination, float]]:
+        """How often each combination of the attributes occurs in the split (not in the weighted stream): [((0, 1), share)]."""
+        return [(row, count / self.count) for row, count in self._table]
+
+
+def available_bytes() -> int:
+    """Memory that can be taken without pushing others out, in bytes: the system's free memory, or a container's limit if that is lower."""
+    if not hasattr(os, "sysconf"):
+        return 8 * 2**30        # Windows tells this only through its own calls; a machine that trains a GAN has it
+    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+    free = os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()      # counts the page cache as free, which it is
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        return free if limit == "max" else max(0, min(free, int(limit) - used))
+    except (OSError, ValueError, StopIteration):
+        return free
