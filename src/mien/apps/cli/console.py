@@ -107,7 +107,7 @@ def _live(label: str, total: int, unit: str, done: int) -> Iterator[Callable[[in
         def render(self, task: Task) -> Text:
             return Text("" if task.speed is None else f"{task.speed:,.0f} {unit}/s", style="progress.data.speed")
 
-    counts = TextColumn("{task.completed:,.0f} / {task.total:,.0f}")
-    with Progress(TextColumn("{task.description}"), BarColumn(), counts, Rate(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+    label_column, counts = TextColumn("{task.description}"), TextColumn("{task.completed:,.0f} / {task.total:,.0f}")
+    with Progress(label_column, BarColumn(), counts, Rate(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task(label, total=total, completed=done)
         yield lambda n: bar.advance(task, n)

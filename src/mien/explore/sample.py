@@ -1,0 +1,123 @@
+"""Faces from a generator: pixels as saved, conditions drawn as the training data had them, grids to look at."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from mien.errors import UserError, did_you_mean
+from mien.explore.latents import uniforms
+from mien.explore.load import LoadedGenerator
+from mien.models.pictures import PADDING_PX, grid, to_uint8
+
+CONDITION_STREAM = 1  # of `latents.uniforms`: a face's attributes are drawn apart from its latent
+
+
+@torch.inference_mode()
+def render(generator: LoadedGenerator, z: Tensor, attributes: Tensor, *, batch: int = 64) -> Tensor:
+    """z [N, Z], attributes [N, A] -> uint8 [N, 3, R, R] on the CPU.
+
+    Every call of the network sees exactly `batch` rows, the last ones repeats: kernels are chosen by shape, so a face's bits do not
+    depend on how many others were asked for.
+    """
+    net, device = generator.net.eval(), generator.device
+    images = []
+    for start in range(0, len(z), batch):
+        rows = torch.arange(start, start + batch).clamp(max=len(z) - 1)
+        images.append(to_uint8(net(z[rows].to(device), attributes[rows].to(device)))[: len(z) - start].cpu())
+    return torch.cat(images).contiguous() if images else torch.empty(0, 3, generator.size, generator.size, dtype=torch.uint8)
+
+
+# ------------------------------------------------------------------------------------------------------------------------------
+# Conditions
+
+
+def parse_where(text: str | None, names: Sequence[str]) -> dict[str, float]:
+    """'Male=1,Smiling=0' -> {'Male': 1.0, 'Smiling': 0.0}. Raises UserError for an unknown attribute or a value outside 0..1."""
+    where: dict[str, float] = {}
+    for part in filter(None, (text or "").replace(" ", "").split(",")):
+        name, equals, value = part.partition("=")
+        if name not in names:
+            known = f"this model knows {', '.join(names)}" if names else "this model was trained without attributes"
+            raise UserError(f"No attribute {name!r}: {known}.{did_you_mean(name, names)}")
+        try:
+            number = float(value)
+        except ValueError:
+            number = -1.0
+        if not equals or not 0 <= number <= 1:
+            raise UserError(f"{part!r}: write {name}=1, {name}=0 or a value between.")
+        where[name] = number
+    return where
+
+
+def _table(generator: LoadedGenerator, where: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
+    """(rows [K, A], shares [K]) of the training data's combinations, restricted by `where` and with its values put in.
+
+    A fractional value, or one that no combination has, restricts nothing: it is put into every row.
+    """
+    names = list(generator.attribute_names)
+    entries = [(row, share) for row, share in generator.meta.get("attribute_table", []) if share > 0] or [([0] * len(names), 1.0)]
+    rows = np.array([row for row, _ in entries], dtype=np.float32).reshape(len(entries), len(names))
+    shares = np.array([share for _, share in entries], dtype=np.float64)
+    for name, value in where.items():
+        agrees = rows[:, names.index(name)] == value
+        if agrees.any():
+            rows, shares = rows[agrees], shares[agrees]
+    for name, value in where.items():
+        rows[:, names.index(name)] = value
+    return rows, shares / shares.sum()
+
+
+def attribute_rows(generator: LoadedGenerator, where: Mapping[str, float], count: int, seed: int) -> Tensor:
+    """float32 [count, A]: conditions of faces seed, seed + 1, ... drawn as often as in the training data where `where` holds.
+
+    A face's condition is a function of its number and `where` alone.
+    """
+    rows, shares = _table(generator, where)
+    u = uniforms(range(seed, seed + count), 1, stream=CONDITION_STREAM)[:, 0]
+    return torch.from_numpy(rows[np.searchsorted(np.cumsum(shares)[:-1], u, side="right")])
+
+
+def combinations(generator: LoadedGenerator, where: Mapping[str, float], *, limit: int = 8) -> Tensor:
+    """float32 [K, A]: every combination of the attributes that `where` leaves free, when that is at most `limit`; else the commonest."""
+    names = generator.attribute_names
+    free = [name for name in names if name not in where]
+    if 2 ** len(free) <= limit:
+        rows = [[where.get(name, choice.get(name, 0)) for name in names] for choice in
+                (dict(zip(free, values)) for values in itertools.product((0.0, 1.0), repeat=len(free)))]  # fmt: skip
+        return torch.tensor(rows, dtype=torch.float32).reshape(len(rows), len(names))
+    table, shares = _table(generator, where)
+    order = np.argsort(-shares, kind="stable")
+    return torch.from_numpy(np.array(list(dict.fromkeys(map(tuple, table[order])))[:limit], dtype=np.float32))
+
+
+def captions(rows: Tensor, names: Sequence[str]) -> list[str]:
+    """A caption for each row of conditions [K, A], a line per attribute: all, or only those that differ when there are over three."""
+    shown = [i for i in range(len(names)) if len(names) <= 3 or len(set(rows[:, i].tolist())) > 1]
+    return ["\n".join(f"{names[i]} {row[i]:g}" for i in shown) for row in rows.tolist()]
+
+
+# ------------------------------------------------------------------------------------------------------------------------------
+# Grids
+
+
+def labelled_grid(images: Tensor, labels: Sequence[str]) -> Image.Image:
+    """uint8 [K x C, 3, R, R] as K rows of C, each with its label on the left; labels may have several lines."""
+    faces = grid(images, columns=len(images) // len(labels))
+    step = images.shape[-1] + PADDING_PX
+    font = ImageFont.load_default(size=max(10, min(16, step // 5)))
+    pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    lines = [line for label in labels for line in label.splitlines()]
+    margin = 8 + max((round(pen.textlength(line, font=font)) for line in lines), default=0) + 8 if lines else 0
+    sheet = Image.new("RGB", (margin + faces.width, faces.height), "white")
+    sheet.paste(faces, (margin, 0))
+    pen = ImageDraw.Draw(sheet)
+    for i, label in enumerate(labels):
+        middle = margin - 8, PADDING_PX + i * step + step / 2
+        pen.multiline_text(middle, label, fill="black", font=font, anchor="rm", align="right", spacing=3)
+    return sheet
