@@ -12,6 +12,7 @@ MAY_IMPORT = {
     "explore": ("errors", "runs", "models", "engine.checkpoint"),
     "metrics": ("errors", "data", "models", "explore"),
     "reports": ("errors", "runs"),
+    "presets": (), "__main__": ("apps",),   # data files; `python -m mien`
     "apps": ("errors", "config", "runs", *PARTS, "engine", "explore", "metrics", "reports"),
 }
 LIGHT = ("__init__", "errors", "config", "runs", "reports", "apps.__init__", "apps.cli")   # loading these must not load torch
