@@ -93,7 +93,8 @@ def _face(device: str, weights: Path | None) -> Extractor:
     from mien.metrics.judge import load_judge
 
     judge = load_judge(weights, device=device)
-    return Extractor("face", judge.feature_size, judge.weights_sha256, "mien's own face classifier, before its head", device, judge.features)
+    note = "mien's own face classifier, before its head"
+    return Extractor("face", judge.feature_size, judge.weights_sha256, note, device, judge.features)
 
 
 def _inception(device: str, weights: Path | None) -> Extractor:

@@ -1,0 +1,175 @@
+"""Sets of faces to measure: reals from a store, a generator's samples, a folder of pictures. Each comes in batches, with labels and names."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mien.data.store import FaceStore
+from mien.errors import UserError
+
+if TYPE_CHECKING:
+    from mien.explore.load import LoadedGenerator
+
+BATCH = 64
+PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+SEED_STRIDE = 1 << 20  # faces of evaluation seed s are numbered from s * SEED_STRIDE, so that no two seeds share a face
+
+
+@dataclass(frozen=True)
+class FaceSet:
+    """Faces as uint8 batches [n, 3, R, R], made anew at each reading.
+
+    attributes: uint8 [N, A], 0 or 1, of the attributes `names_of_attributes`; [N, 0] when there are none. names: one a face.
+    """
+
+    attributes: np.ndarray
+    attribute_names: tuple[str, ...]
+    names: Sequence[str]
+    read: Callable[[], Iterator[Tensor]]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def real_faces(store: FaceStore, indices: np.ndarray, attribute_names: Sequence[str]) -> FaceSet:
+    """Images `indices` of a store, in that order."""
+
+    def read() -> Iterator[Tensor]:
+        for start in range(0, len(indices), BATCH):
+            pixels = store.images[indices[start:start + BATCH]]                 # [n, R, R, 3]
+            yield torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+
+    attributes = store.attributes[indices][:, store.columns(attribute_names)]
+    return FaceSet(attributes, tuple(attribute_names), [store.names[i] for i in indices], read)
+
+
+def generated_faces(generator: LoadedGenerator, conditions: np.ndarray, *, seed: int, truncation: float = 1.0) -> FaceSet:
+    """Faces seed * SEED_STRIDE + 0, 1, ... of a generator, one for each row of conditions [N, A]; quantised as saved."""
+    from mien.explore.latents import latents, truncate
+    from mien.explore.sample import render
+
+    numbers = range(seed * SEED_STRIDE, seed * SEED_STRIDE + len(conditions))
+
+    def read() -> Iterator[Tensor]:
+        for start in range(0, len(conditions), BATCH):
+            z = truncate(latents(numbers[start:start + BATCH], generator.z_dim), truncation)
+            yield render(generator, z, torch.from_numpy(conditions[start:start + BATCH].astype(np.float32)), batch=BATCH)
+
+    return FaceSet(conditions, tuple(generator.attribute_names), [f"face {number}" for number in numbers], read)
+
+
+def folder_faces(folder: Path, size: int, *, limit: int | None = None, seed: int = 0) -> FaceSet:
+    """Pictures of a folder, scaled to size x size (antialiased Lanczos) where they differ; attributes from its attributes.csv if it has one.
+
+    The CSV has a column for the file's name and one for each attribute, 0 or 1 (or -1). limit: so many, drawn by `seed`.
+    """
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
+    if not files:
+        raise UserError(f"{folder} holds no pictures; give a folder of PNGs, a run, a snapshot or a store.")
+    if limit is not None and limit < len(files):
+        files = [files[i] for i in np.sort(np.random.default_rng(seed).permutation(len(files))[:limit])]
+    attribute_names, rows = _labels(folder / "attributes.csv", [path.name for path in files])
+
+    def read() -> Iterator[Tensor]:
+        for start in range(0, len(files), BATCH):
+            yield torch.stack([_picture(path, size) for path in files[start:start + BATCH]])
+
+    return FaceSet(rows, attribute_names, [path.name for path in files], read)
+
+
+def _picture(path: Path, size: int) -> Tensor:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            picture = image.convert("RGB")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read as a picture ({error}).") from None
+    if picture.width != picture.height:
+        raise UserError(f"{path} is {picture.width}x{picture.height}; pictures to score must be square, cropped as the store's are.")
+    if picture.width != size:
+        picture = picture.resize((size, size), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)
+
+
+def _labels(path: Path, files: list[str]) -> tuple[tuple[str, ...], np.ndarray]:
+    if not path.is_file():
+        return (), np.zeros((len(files), 0), dtype=np.uint8)
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        table = list(csv.reader(file))
+    names = tuple(table[0][1:]) if table else ()
+    given = {row[0]: row[1:] for row in table[1:] if row}
+    missing = [name for name in files if name not in given]
+    if missing:
+        raise UserError(f"{path} has no line for {missing[0]} and {len(missing) - 1} other pictures.")
+    try:
+        rows = [[int(float(value) > 0) for value in given[name]] for name in files]
+    except ValueError as error:
+        raise UserError(f"{path} holds something that is no number ({error}); write 0 or 1 for each attribute.") from None
+    if any(len(row) != len(names) for row in rows):
+        raise UserError(f"{path} has lines of different lengths.")
+    return names, np.array(rows, dtype=np.uint8).reshape(len(rows), len(names))
+
+
+def reference_indices(store: FaceStore, split: str, count: int, seed: int) -> np.ndarray:
+    """`count` images of a split (all, when it has no more), drawn by `seed`, in rising order."""
+    there = store.indices(split)
+    if not len(there):
+        sizes = {name: len(store.indices(name)) for name in ("train", "val", "test")}
+        raise UserError(f"The store {store.path} has no {split} images (it has {sizes}); choose another --split.")
+    if count >= len(there):
+        return there
+    return np.sort(np.random.default_rng(seed).permutation(there)[:count])
+
+
+def floor_indices(store: FaceStore, reference: np.ndarray, attribute_names: Sequence[str], split: str, seed: int) -> np.ndarray:
+    """Real images to stand in the model's place: as many as the reference, none of it, with the same combinations of attributes.
+
+    They come from what the split has left, then from the other splits, and only from the sources the reference itself comes from (another
+    source is another preparation, and would raise the floor). Fewer come back where there are not enough.
+    """
+    free = np.setdiff1d(_same_sources(store, reference), reference)
+    order = [split] + [name for name in ("test", "val", "train") if name != split]
+    draw = np.random.default_rng([seed, 1])
+    pool = np.concatenate([draw.permutation(free[np.isin(free, store.indices(name))]) for name in order])
+    columns = store.columns(attribute_names)
+    wanted = _codes(store.attributes[reference][:, columns])
+    offered = _codes(store.attributes[pool][:, columns])
+    chosen = [pool[offered == code][:count] for code, count in zip(*np.unique(wanted, return_counts=True))]
+    return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, dtype=np.int64)
+
+
+def _same_sources(store: FaceStore, reference: np.ndarray) -> np.ndarray:
+    """Indices of all images whose source gave some of the reference."""
+    sources = store.manifest.get("source")
+    if not sources:
+        return np.arange(len(store))
+    ends = np.cumsum([source["count"] for source in sources])
+    source_of = np.searchsorted(ends, np.arange(len(store)), side="right")
+    return np.flatnonzero(np.isin(source_of, np.unique(source_of[reference])))
+
+
+def _codes(rows: np.ndarray) -> np.ndarray:
+    """[N] of bytes: one value for each distinct row of [N, A]."""
+    packed = np.packbits(rows.astype(bool), axis=1) if rows.shape[1] else np.zeros((len(rows), 1), dtype=np.uint8)
+    return np.array([row.tobytes().hex() for row in packed])
+
+
+def combination_name(row: Sequence[int] | np.ndarray, attribute_names: Sequence[str]) -> str:
+    """'Male=1,Smiling=0'."""
+    return ",".join(f"{name}={int(value)}" for name, value in zip(attribute_names, row))
+
+
+def combinations_of(rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """[(row [A], which [n] rows are it)] of the distinct rows of [N, A], the commonest first."""
+    distinct, inverse, counts = np.unique(rows, axis=0, return_inverse=True, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return [(distinct[i], np.flatnonzero(inverse.reshape(-1) == i)) for i in order]

@@ -1,0 +1,164 @@
+"""Does the model copy? Distances from its samples to the training images, against those of held-out real images, in a feature space."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mien.errors import UserError
+from mien.metrics.features import check_features
+from mien.metrics.protocol import Estimate
+
+BLOCK = 1024
+CLOSE_QUANTILE = 0.01  # of the held-out distances: nearer than this is "close"
+CELLS = 10
+SURE = 0.001  # p below which the verdict speaks
+WORST = 20
+Z95 = 1.959964
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A sample and its nearest training image, by name; distance in features, and as a share of the held-out median."""
+
+    sample: str
+    training: str
+    distance: float
+    relative: float
+
+
+def nearest(points: np.ndarray, others: np.ndarray, *, same: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """(distance [N] to the nearest of others [M, F], its index [N]) for points [N, F]; Euclidean, in blocks.
+
+    same: points are the others, and none is its own neighbour. Candidates are found in float32 and measured in float64.
+    """
+    small = np.ascontiguousarray(others, dtype=np.float32)
+    squares = (small * small).sum(axis=1)
+    index = np.empty(len(points), dtype=np.int64)
+    for start in range(0, len(points), BLOCK):
+        block = np.asarray(points[start:start + BLOCK], dtype=np.float32)
+        scores = squares - 2 * block @ small.T                          # [B, M], the squared distance less |point|^2
+        if same:
+            scores[np.arange(len(block)), start + np.arange(len(block))] = np.inf
+        index[start:start + BLOCK] = scores.argmin(axis=1)
+    gaps = np.asarray(points, dtype=np.float64) - np.asarray(others, dtype=np.float64)[index]
+    return np.sqrt((gaps**2).sum(axis=1)), index
+
+
+def memorization_from_features(*, fake: np.ndarray, training: np.ndarray, held_out: np.ndarray, fake_names: Sequence[str],
+                               training_names: Sequence[str], seed: int = 0) -> Estimate:
+    """The share of samples nearer to a training image than the nearest 1 % of held-out reals are: about 0.01 for a model that does not copy.
+
+    Interval: Wilson's, 95 %. details: `share_test_p` (Fisher's exact test against the held-out share), `distance_test_z` and `_p` (one-sided
+    Mann-Whitney: are the samples nearer than the held-out reals on the whole?), `cell_test_z` (the same within cells of the training set,
+    weighted: the data-copying test C_T of Meehan et al. 2020, arXiv:2004.05675, section 3; far below 0 is copying), `verdict`, and
+    `worst`, the nearest pairs by name. Raises UserError for fewer than 100 held-out images.
+    """
+    from scipy.stats import fisher_exact, mannwhitneyu
+
+    if len(held_out) < 100:
+        raise UserError(f"The memorisation test needs at least 100 held-out real images; there are {len(held_out)}.")
+    for features in (fake, training, held_out):
+        check_features(features)
+    of_fake, partner = nearest(fake, training)
+    of_held_out, _ = nearest(held_out, training)
+    close = float(np.quantile(of_held_out, CLOSE_QUANTILE))
+    near_fakes, near_reals = int((of_fake < close).sum()), int((of_held_out < close).sum())
+    table = [[near_fakes, len(fake) - near_fakes], [near_reals, len(held_out) - near_reals]]
+    share_p = float(fisher_exact(table, alternative="greater").pvalue)
+    distance_p = float(mannwhitneyu(of_fake, of_held_out, alternative="less").pvalue)
+    cell_z = _cell_test(fake, training, held_out, of_fake, of_held_out, seed)
+    median = float(np.median(of_held_out))
+    order = np.argsort(of_fake, kind="stable")[:WORST]
+    worst = [Pair(fake_names[i], training_names[partner[i]], float(of_fake[i]), float(of_fake[i]) / max(median, 1e-12)) for i in order]
+    low, high = wilson(near_fakes, len(fake))
+    details = {"expected": CLOSE_QUANTILE, "share_test_p": share_p, "distance_test_z": _rank_z(of_fake, of_held_out),
+               "distance_test_p": distance_p, "cell_test_z": cell_z, "median_distance": float(np.median(of_fake)),
+               "median_distance_held_out": median, "n_training": len(training), "n_held_out": len(held_out),
+               "verdict": _verdict(share_p, distance_p, cell_z), "worst": [vars(pair) for pair in worst]}
+    return Estimate(value=near_fakes / len(fake), low=low, high=high, interval="95 %, Wilson", details=details)
+
+
+def _verdict(share_p: float, distance_p: float, cell_z: float | None) -> str:
+    found = []
+    if share_p < SURE:
+        found.append("more samples than chance allows are as near to a training image as the nearest held-out ones")
+    if distance_p < SURE:
+        found.append("samples lie nearer to the training images than held-out faces do")
+    if cell_z is not None and cell_z < -3.1 and not found:
+        found.append("within parts of the training set, samples lie nearer to it than held-out faces do")
+    return "copying: " + "; ".join(found) if found else "no sign of copying"
+
+
+def _rank_z(fake: np.ndarray, held_out: np.ndarray) -> float:
+    """z of the Mann-Whitney statistic: below 0 when fakes are nearer (normal approximation, ties at half)."""
+    from scipy.stats import mannwhitneyu
+
+    m, n = len(fake), len(held_out)
+    statistic = float(mannwhitneyu(fake, held_out).statistic)
+    return (statistic - m * n / 2) / float(np.sqrt(m * n * (m + n + 1) / 12))
+
+
+def _cell_test(fake: np.ndarray, training: np.ndarray, held_out: np.ndarray, of_fake: np.ndarray, of_held_out: np.ndarray,
+               seed: int) -> float | None:
+    """C_T: z within k-means cells of the training set, averaged with the cells' training shares; None when no cell has 20 of each."""
+    from sklearn.cluster import MiniBatchKMeans
+
+    cells = MiniBatchKMeans(CELLS, random_state=seed, n_init=1, batch_size=2048).fit(np.asarray(training, dtype=np.float64))
+    where = {name: cells.predict(np.asarray(x, dtype=np.float64)) for name, x in (("f", fake), ("t", training), ("h", held_out))}
+    total, weight = 0.0, 0.0
+    for cell in range(CELLS):
+        fakes, reals = of_fake[where["f"] == cell], of_held_out[where["h"] == cell]
+        if min(len(fakes), len(reals)) >= 20:
+            share = float((where["t"] == cell).mean())
+            total, weight = total + share * _rank_z(fakes, reals), weight + share
+    return total / weight if weight else None
+
+
+def wilson(hits: int, count: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927)."""
+    share, z2 = hits / count, Z95**2
+    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = Z95 / (1 + z2 / count) * float(np.sqrt(share * (1 - share) / count + z2 / (4 * count**2)))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def find_duplicates(images: np.ndarray, names: Sequence[str], *, near: float = 0.02) -> list[tuple[str, str, float]]:
+    """Pairs (name, name, difference) of the same or nearly the same picture in uint8 [N, R, R, 3], the most alike first.
+
+    Each image is compared with its nearest one as a 16x16 grey thumbnail, standardised; the difference is their root mean square over
+    sqrt(2): 0 for the same picture, about 1 for unrelated ones, and `near` lets re-encoded or scaled copies through. Exact copies (equal
+    bytes) are all listed, each against the first, with difference 0.
+    """
+    first: dict[bytes, int] = {}
+    pairs: list[tuple[str, str, float]] = []
+    kept = []
+    for i, image in enumerate(images):
+        digest = hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=16).digest()
+        if digest in first:
+            pairs.append((names[first[digest]], names[i], 0.0))
+        else:
+            first[digest] = i
+            kept.append(i)
+    if len(kept) < 2:
+        return pairs
+    thumbnails = _thumbnails(images, np.array(kept))
+    distances, partner = nearest(thumbnails, thumbnails, same=True)
+    alike = distances / np.sqrt(2 * thumbnails.shape[1])
+    found = {(min(i, int(partner[i])), max(i, int(partner[i]))): float(alike[i]) for i in np.flatnonzero(alike < near)}
+    return pairs + [(names[kept[i]], names[kept[j]], d) for (i, j), d in sorted(found.items(), key=lambda item: item[1])]
+
+
+def _thumbnails(images: np.ndarray, which: np.ndarray) -> np.ndarray:
+    """[n, 256] float32: 16x16 grey means, each image with mean 0 and deviation 1 (flat ones: all 0)."""
+    rows = []
+    for start in range(0, len(which), BLOCK):
+        grey = np.asarray(images[which[start:start + BLOCK]], dtype=np.float32).mean(axis=3)
+        count, side = len(grey), grey.shape[1] // 16 * 16
+        small = grey[:, :side, :side].reshape(count, 16, side // 16, 16, side // 16).mean(axis=(2, 4)).reshape(count, -1)
+        small -= small.mean(axis=1, keepdims=True)
+        rows.append(small / np.maximum(small.std(axis=1, keepdims=True), 1e-3))
+    return np.concatenate(rows)
