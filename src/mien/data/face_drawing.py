@@ -16,7 +16,8 @@ from mien.data.face_shapes import Array, Canvas, Look, bump, egg, lens, lit, mix
 def paint_faces(canvas: Canvas, body: Canvas, look: Look) -> None:
     """Paint every part in order. `canvas` is the head's frame, `body` the same pictures in the untilted frame."""
     background(body, look)
-    only(canvas, look, look.hair_behind > 0, hair_behind)
+    outline, colour = hair_shape(canvas, look), hair_colour(canvas, look)
+    hair_behind(canvas, look, outline, colour)
     shoulders(body, canvas, look)
     ears(canvas, look)
     head(canvas, look)
@@ -27,7 +28,8 @@ def paint_faces(canvas: Canvas, body: Canvas, look: Look) -> None:
     for side in (-1, 1):
         eye(canvas, look, side)
         brow(canvas, look, side)
-    only(canvas, look, look.hair > 0, hair_front)
+    hair_front(canvas, look, outline, colour)
+    only(canvas, look, look.earrings > 0, earrings)
     only(canvas, look, look.glasses > 0, glasses)
     only(canvas, look, look.hat > 0, hat)
 
@@ -48,8 +50,8 @@ def background(body: Canvas, look: Look) -> None:
     for number in range(3):
         x, y, r = getattr(look, f"spot{number}_x"), getattr(look, f"spot{number}_y"), getattr(look, f"spot{number}_r")
         body.paint(look.spot, 0.42 * bump(body.x - x, body.y - y, r, r))
-    away = np.clip(0.45 * (body.x * body.x + body.y * body.y) - 0.35, 0, 0.4)
-    body.darken(away, (0.7, 0.7, 0.7))
+    away = np.clip(0.22 * (np.square(body.x - 0.3 * look.light_x) + np.square(body.y + 0.3)) - 0.12, 0, 0.35)
+    body.darken(away, (0.8, 0.75, 0.7))
 
 
 def placed(look: Look, across: float | Array, depth: float = 1.0) -> tuple[Array, Array]:
@@ -60,14 +62,17 @@ def placed(look: Look, across: float | Array, depth: float = 1.0) -> tuple[Array
 
 def shoulders(body: Canvas, canvas: Canvas, look: Look) -> None:
     """Neck, chest and clothes, and the shadow of the chin."""
+    rows = np.flatnonzero((body.y[:, :, 0] > 0.3).any(axis=0))
+    body, canvas = body.rows(rows[0]), canvas.rows(rows[0])
     y = body.y - 0.62
     neck = np.abs(body.x) - look.neck - 0.5 * np.square(np.maximum(y, 0))
     across = np.clip(body.x / look.neck, -1, 1)
     skin = mix(look.skin_dark, look.skin, smooth(lit(across * 0.8, across * 0, look)))
     trunk, h, v = egg(body.x, body.y - 1.42, look.shoulder, 0.56, 1.0, 0.5, 0.75)
-    body.paint(skin, np.maximum(body.fill(np.maximum(neck, 0.2 - body.y)), body.fill(trunk)))
+    covered = body.fill(np.minimum(np.maximum(neck, 0.2 - body.y), trunk))
+    body.paint(skin, covered)
     chin, _, _ = egg(canvas.x - 0.05 * look.light_x, canvas.y - 0.1, look.width, 0.6, look.chin, look.jaw)
-    body.darken(0.45 * body.fill(chin - 0.02, 0.16))
+    body.darken(0.45 * covered * body.fill(chin - 0.02, 0.16))
     rest = np.maximum(1 - mix(np.square(body.x / look.collar), np.abs(body.x / look.collar), look.vee), -1)
     opening = (body.y - 0.86 - look.neckline * rest) * 0.8
     cloth = body.fill(np.maximum(trunk, -opening))
@@ -103,11 +108,11 @@ def head(canvas: Canvas, look: Look) -> None:
         spot = bump(canvas.x - cheek_x, canvas.y - 0.27 + lift, 0.2 * narrow, 0.16)
         canvas.paint(look.blush_colour, look.blush * spot * inside)
         shine = bump(canvas.x - cheek_x, canvas.y - 0.2 + lift, 0.13 * narrow, 0.08)
-        canvas.lighten((0.08 + 0.13 * look.smile) * look.shine * shine * inside)
+        canvas.lighten((0.07 + 0.10 * look.smile) * look.shine * shine * inside)
         eye_x, narrow = placed(look, side * 0.44)
         canvas.darken(0.2 * bump(canvas.x - eye_x, canvas.y + 0.05, 0.2 * narrow, 0.15) * inside)
     forehead, _ = placed(look, 0.0)
-    canvas.lighten(0.12 * look.shine * bump(canvas.x - forehead + 0.12 * look.light_x * -1, canvas.y + 0.36, 0.24, 0.16) * inside)
+    canvas.lighten(0.10 * look.shine * bump(canvas.x - forehead - 0.12 * look.light_x, canvas.y + 0.36, 0.24, 0.16) * inside)
 
 
 def nose(canvas: Canvas, look: Look) -> None:
@@ -138,9 +143,9 @@ def mouth(canvas: Canvas, look: Look) -> None:
     x, y, bend = part.x, part.y, look.bend
     for side in (-1, 1):
         corner_x = x - side * half * 1.03
-        part.darken((0.14 + 0.34 * look.smile) * bump(corner_x, y + bend, 0.05, 0.055))
+        part.darken((0.14 + 0.22 * look.smile) * bump(corner_x, y + bend, 0.045, 0.05))
         fold_x = x - side * (half * 1.16 + 0.02 - 0.16 * np.square(y + 0.02))
-        part.darken(look.smile * 0.24 * bump(fold_x, y + bend + 0.07, 0.045, 0.15))
+        part.darken(look.smile * 0.17 * bump(fold_x, y + bend + 0.06, 0.03, 0.14))
     part.darken(0.26 * bump(x, y - look.lip_low - look.gape - 0.045, 0.12, 0.04))
     part.lighten(0.10 * look.shine * bump(x, y - look.lip_low - look.gape - 0.11, 0.1, 0.05))
     bow = 0.3 * look.lip_up * bump(x, x * 0, 0.05, 1.0)
@@ -186,7 +191,7 @@ def eye(canvas: Canvas, look: Look, side: int) -> None:
     part.darken(0.35 * part.stroke(bottom, 0.014) * ends)
     part.paint(
         look.lash_colour,
-        look.wing * part.fill(lens(part.x - side * half * 1.08, y + 0.018 + 0.5 * (part.x * side - half), 0.05, 0.01, 0.012)),
+        look.wing * part.fill(lens(part.x - side * half * 1.08, y + 0.015 + 0.5 * (part.x * side - half), 0.04, 0.008, 0.01)),
     )
     part.darken(look.bags * bump(part.x, y - low - 0.07, 0.12, 0.035))
 
@@ -221,82 +226,80 @@ def wrinkles(canvas: Canvas, look: Look) -> None:
 def beard(canvas: Canvas, look: Look) -> None:
     """Moustache, chin and cheeks: stubble to full beard."""
     centre, _ = placed(look, 0.0, 1.05)
-    x = canvas.x - centre * 0.8
-    shape, _, v = egg(
-        canvas.x - 0.10 * look.yaw * np.maximum(canvas.y, 0),
-        canvas.y,
-        look.width + 0.015 * look.beard_long,
-        0.66,
-        look.chin + 0.10 * look.beard_long,
-        look.jaw,
-    )
-    grain = 0.02 * (wave(x * 9.3 + canvas.y * 3.1 + look.phase) - 0.5)
-    line = canvas.y - look.mouth_y + 0.02 + look.beard_wide * 0.9 - 1.25 * look.beard_wide * np.square(x / look.width) * 0.0
-    bare, _, _ = egg(x, canvas.y - 0.0, look.width * look.beard_bare, 0.9, look.mouth_y - 0.10, 0.9)
-    inside = canvas.fill(shape, 0.03 + 0.02 * 0) * canvas.fill(-(bare + grain), 0.07) * canvas.fill(0.06 - canvas.y + 0 * line, 0.1)
-    chin_only = np.maximum(canvas.fill(np.abs(x) - 0.24, 0.06), 1 - look.goatee)
-    alpha = inside * chin_only
-    under_lip = lens(
-        canvas.x - centre, canvas.y - look.mouth_y, look.mouth * 1.12, look.lip_up + 0.02, look.lip_low + 0.035 + look.gape, look.bend
-    )
-    alpha *= 1 - canvas.fill(under_lip, 0.03)
-    y = canvas.y - look.mouth_y + 0.085 + look.lip_up * 0.4 + look.gape * 0.2
-    tache = canvas.fill(lens(canvas.x - centre, y, look.mouth * 1.08, 0.03, 0.035, -0.055 + look.bend * 0.7), 0.025)
+    x, y = canvas.x - centre * 0.8, canvas.y
+    turned = canvas.x - 0.10 * look.yaw * np.maximum(y, 0)
+    outline, _, _ = egg(turned, y, look.width + 0.015 * look.beard_long, 0.66, look.chin + 0.10 * look.beard_long, look.jaw)
+    bare, _, _ = egg(x, y, look.width * look.beard_bare, 0.9, look.mouth_y - 0.10, 0.9)
+    ragged = 0.02 * (wave(x * 9.3 + y * 3.1 + look.phase) - 0.5)
+    alpha = canvas.fill(outline, 0.03) * canvas.fill(-(bare + ragged), 0.07) * canvas.fill(0.06 - y, 0.1)
+    alpha *= np.maximum(canvas.fill(np.abs(x) - 0.24, 0.06), 1 - look.goatee)
+    x, y = canvas.x - centre, y - look.mouth_y
+    alpha *= 1 - canvas.fill(lens(x, y, look.mouth * 1.12, look.lip_up + 0.02, look.lip_low + 0.035 + look.gape, look.bend), 0.03)
+    y = y + 0.085 + look.lip_up * 0.4 + look.gape * 0.2
+    tache = canvas.fill(lens(x, y, look.mouth * 1.08, 0.03, 0.035, -0.055 + look.bend * 0.7), 0.025)
     alpha = np.maximum(alpha * look.beard_cheeks, tache * look.tache)
-    texture = 0.82 + 0.36 * wave(x * 11.0 + look.phase + 0.4 * wave(canvas.y * 6)) * wave(canvas.y * 5 + x * 2)
+    texture = 0.82 + 0.36 * wave(x * 11.0 + look.phase + 0.4 * wave(y * 6)) * wave(y * 5 + x * 2)
     canvas.paint(look.beard_colour * texture, alpha * look.beard)
 
 
 def hair_shape(canvas: Canvas, look: Look) -> Array:
-    """Distance to the outline of the whole hair, with its curls."""
-    x = (
-        canvas.x
-        + 0.05 * look.yaw
-        + look.wavy * 0.05 * (wave(canvas.y * 1.7 + look.phase) - 0.5) * np.sign(canvas.x) * np.clip(canvas.y + 0.3, 0, 1)
-    )
-    shape, _, _ = egg(x, canvas.y, look.hair_width, look.hair_top, look.hair_bottom, look.hair_square, 0.45)
+    """Distance to the outline of the whole hair, with its waves and curls."""
+    swing = 0.07 * look.wavy * (wave(canvas.y * 1.7 + look.phase) - 0.5) * np.clip(3 * (canvas.y + 0.2), 0, 1)
+    x = canvas.x + 0.05 * look.yaw + swing * np.where(canvas.x > 0, np.float32(1), np.float32(-1))
+    shape, _, _ = egg(x, canvas.y, look.hair_width, look.hair_top, look.hair_bottom, look.hair_square, 0.4)
     turn = canvas.x / (np.abs(canvas.x) + np.abs(canvas.y + 0.1) + 0.05)
-    curls = wave(turn * 3.5 + look.phase) + wave(canvas.y * 4.1 + turn * 2 + look.phase)
-    return shape - 0.035 * look.curly * curls
+    curls = wave(turn * 3.5 + look.phase) + wave(canvas.y * 4.1 + turn * 2 + look.phase) - 0.6
+    return shape - (0.004 + 0.036 * look.curly) * curls
 
 
 def hair_colour(canvas: Canvas, look: Look) -> Array:
-    """Strands that run from the crown, a band of light across them, curls as light and dark dots."""
-    q = (canvas.x - look.part * 0.3) / (0.32 + np.clip(canvas.y + look.hair_top, 0, 1.1))
-    strands = wave(q * 7.0 + look.phase) * 0.5 + wave(q * 17.0 + 2 * look.phase) * 0.3 + wave(q * 3.1 + 3 * look.phase) * 0.4
-    dots = wave(canvas.x * 6.1 + look.phase + 0.5 * wave(canvas.y * 3)) * wave(canvas.y * 6.7 + 0.6 * wave(canvas.x * 4 + look.phase))
-    texture = mix(strands, 1.6 * dots, look.curly)
-    band = bump(canvas.y + 0.5 - 0.55 * np.square(canvas.x - 0.2 * look.light_x), canvas.x - 0.25 * look.light_x, 0.24, 0.75)
-    side = lit(np.clip(canvas.x / 0.8, -1, 1) * 0.9, np.clip(canvas.y / 1.3, -0.9, 0.9), look)
-    tone = 0.55 + 0.25 * side + 0.42 * texture * (0.5 + 0.5 * side) + 0.30 * band * (0.4 + texture)
-    return look.hair_colour * tone + 0.10 * band * texture
+    """Strands that run from the crown, a band of light across them, curls as light and dark knots."""
+    down = np.clip(canvas.y + look.hair_top, 0, 1.1)
+    q = (canvas.x - look.part * 0.3) / (0.32 + down) + 0.10 * look.wavy * wave(canvas.y * 1.7 + look.phase)
+    strands = 0.4 * wave(q * 3.1 + 3 * look.phase) + 0.45 * wave(q * 7.0 + look.phase) + 0.35 * wave(q * 17.0 + 2 * look.phase)
+    x = canvas.x * 4.6 + 0.7 * wave(canvas.y * 2.3 + look.phase)
+    y = canvas.y * 4.6 + 0.7 * wave(canvas.x * 2.1 + 2 * look.phase)
+    knots = wave(x) + wave(0.5 * x + 0.87 * y) + wave(0.5 * x - 0.87 * y)
+    texture = mix(strands, 0.55 * knots - 0.2, look.curly)
+    tilted = canvas.x - 0.25 * look.light_x
+    band = bump(canvas.y + 0.52 - 0.55 * np.square(tilted), tilted, 0.22, 0.7)
+    light = lit(np.clip(canvas.x * 1.1, -0.9, 0.9), np.clip(canvas.y * 0.75, -0.9, 0.9), look)
+    tone = 0.56 + 0.30 * light + 0.36 * texture * (0.4 + 0.6 * light) + 0.28 * band * (0.4 + texture)
+    return look.hair_colour * tone + 0.09 * band * texture
 
 
-def hair_behind(canvas: Canvas, look: Look) -> None:
-    """The part of long or full hair behind neck and shoulders."""
-    colour = hair_colour(canvas, look) * (1 - 0.5 * bump(canvas.x, canvas.y - 0.6, 0.5, 0.6))
-    canvas.paint(colour, canvas.fill(hair_shape(canvas, look), 0.02))
+def hair_behind(canvas: Canvas, look: Look, outline: Array, colour: Array) -> None:
+    """The part of long hair behind neck and shoulders, or a bun."""
+    bun = np.sqrt(np.square(canvas.x + 0.2 * look.yaw) + np.square(canvas.y + look.hair_top + 0.05)) - 0.19
+    alpha = canvas.fill(np.where(look.bun > 0, np.minimum(outline, bun), outline), 0.02)
+    shade = 1 - 0.5 * bump(canvas.x, canvas.y - 0.6, 0.5, 0.6) - 0.3 * look.bun
+    canvas.paint(colour * shade, alpha * np.maximum(look.long, look.bun))
 
 
-def hair_front(canvas: Canvas, look: Look) -> None:
+def hair_front(canvas: Canvas, look: Look, outline: Array, colour: Array) -> None:
     """The hair round the face: the outline less the opening that shows the face."""
-    shape = hair_shape(canvas, look)
     x = canvas.x - 0.30 * look.yaw * look.width - look.part * 0.10
     jag = look.jag * (wave(canvas.x * 5.3 + look.phase) + 0.6 * wave(canvas.x * 12.1 + 2 * look.phase) - 0.8)
-    y = canvas.y - 0.02 + jag + look.part * 0.32 * canvas.x
-    high = look.hairline + look.recede * 0.45 * bump(np.abs(x) - 0.26, x * 0, 0.18, 1.0) - look.curtain * (0.14 - 0.5 * np.abs(x))
-    above = np.minimum(y, 0) / high
-    h = x / look.opening
-    vv = above * above
-    level = h * h - (1 - vv) * (1 + look.hair_front_square * np.minimum(vv, 1.0))
-    slope_y = 2 * above * (1 + look.hair_front_square * np.maximum(2 * vv - 1, 0)) / high
-    opening = level / np.sqrt(np.square(2 * h / look.opening) + np.square(slope_y) + 1e-3)
+    y = canvas.y - 0.02 + jag + look.part * 0.30 * canvas.x
+    high = look.hairline + look.recede * bump(np.abs(x) - 0.26, x * 0, 0.2, 1.0) - look.curtain * (0.14 - 0.5 * np.abs(x))
+    above, h = np.minimum(y, 0) / high, x / look.opening
+    k, vv = look.hair_front_square, above * above
+    slope_x, slope_y = 2 * h / look.opening, 2 * above * (1 + k * np.maximum(2 * vv - 1, 0)) / high
+    opening = (h * h - (1 - vv) * (1 + k * np.minimum(vv, 1))) / np.sqrt(slope_x * slope_x + slope_y * slope_y + 1e-3)
     end = canvas.fill(canvas.y - look.sideburn - 0.03 * wave(canvas.x * 9 + look.phase), 0.08)
-    dome = 1 - look.dome * canvas.fill(np.abs(x) - 0.40 - 0.25 * np.maximum(canvas.y + 0.45, -0.1), 0.05)
-    alpha = canvas.fill(shape) * end * dome
-    shadow = canvas.fill(-(opening + 0.05), 0.12) * canvas.fill(shape - 0.02)
-    canvas.darken(0.30 * shadow * end * dome * canvas.fill(canvas.y - 0.3, 0.4))
-    canvas.paint(hair_colour(canvas, look), alpha * canvas.fill(-opening, 0.02))
+    fringe = look.bald * canvas.fill(0.76 * look.width - np.abs(canvas.x - 0.08 * look.yaw), 0.05) * canvas.fill(-0.33 - canvas.y, 0.12)
+    alpha = canvas.fill(outline) * end * np.where(look.bald > 0, fringe, canvas.fill(-opening, 0.02))
+    shadow = canvas.fill(-(opening + 0.05), 0.12) * canvas.fill(outline + 0.02, 0.05) * canvas.fill(canvas.y - 0.3, 0.4)
+    canvas.darken(0.30 * shadow * end * (1 - look.bald))
+    canvas.paint(colour, alpha)
+
+
+def earrings(canvas: Canvas, look: Look) -> None:
+    for side in (-1, 1):
+        ring = canvas.window(side * look.width * look.yaw_cos * 1.06 - look.yaw * 0.12, 0.29, 0.1)
+        away = np.sqrt(ring.x * ring.x + ring.y * ring.y)
+        ring.paint(look.metal, ring.fill(away - 0.036))
+        ring.lighten(0.7 * bump(ring.x + 0.01, ring.y + 0.012, 0.022, 0.022))
 
 
 def glasses(canvas: Canvas, look: Look) -> None:

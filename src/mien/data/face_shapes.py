@@ -31,9 +31,9 @@ class Canvas:
     def __init__(self, pixels: Array, x: Array, y: Array, px: Array) -> None:
         self.pixels, self.x, self.y, self.px = pixels, x, y, px
 
-    def moved(self, x: Array | float, y: Array | float) -> Canvas:
-        """The same pictures with the origin at (x, y)."""
-        return Canvas(self.pixels, self.x - x, self.y - y, self.px)
+    def rows(self, first: int) -> Canvas:
+        """The part from row `first` down."""
+        return Canvas(self.pixels[:, :, first:], self.x[:, first:], self.y[:, first:], self.px)
 
     def window(self, x: Array | float, y: Array | float, radius: float) -> Canvas:
         """The part within `radius` of (x, y) in every face, with the origin there. Paint nothing further out than `radius`."""
@@ -47,7 +47,9 @@ class Canvas:
 
     def fill(self, distance: Array, softness: Array | float = 0.0) -> Array:
         """Coverage 0..1 of a shape given its signed distance (negative inside), its edge one pixel or `softness` wide."""
-        return np.clip(0.5 - distance / np.maximum(self.px, np.float32(softness)), 0, 1)
+        cover = distance * (-1 / np.maximum(self.px, np.float32(softness)))
+        cover += 0.5
+        return clip(cover)
 
     def stroke(self, distance: Array, width: Array | float) -> Array:
         """Coverage of a line `width` wide around distance 0; fades rather than vanishes below a pixel."""
@@ -78,20 +80,37 @@ def mix(a: Array, b: Array, share: Array | float) -> Array:
     return a + (b - a) * np.float32(share) if isinstance(share, float) else a + (b - a) * share
 
 
+def clip(t: Array) -> Array:
+    """Limit to 0..1, in place."""
+    return np.minimum(np.maximum(t, 0, out=t), 1, out=t)
+
+
 def smooth(t: Array) -> Array:
     """Smoothstep of a 0..1 ramp."""
-    return t * t * (3 - 2 * t)
+    left = t * -2
+    left += 3
+    left *= t
+    left *= t
+    return left
 
 
 def bump(x: Array, y: Array, rx: Array | float, ry: Array | float) -> Array:
     """A soft spot: 1 at the centre, 0 from the ellipse (rx, ry) on."""
-    left = np.maximum(1 - np.square(x / rx) - np.square(y / ry), 0)
-    return left * left
+    left, across = x * (1 / rx), y * (1 / ry)
+    left *= left
+    across *= across
+    left = 1 - left - across
+    np.maximum(left, 0, out=left)
+    left *= left
+    return left
 
 
 def wave(t: Array) -> Array:
     """A smooth wave of period 1 between 0 and 1, near a cosine."""
-    return smooth(np.abs(2 * (t - np.floor(t)) - 1))
+    saw = t - np.floor(t)
+    saw *= 2
+    saw -= 1
+    return smooth(np.abs(saw, out=saw))
 
 
 def egg(

@@ -29,16 +29,16 @@ TOY_ATTRIBUTES: tuple[str, ...] = (
     "Bald",
 )
 """CelebA's names. Independent but for: a beard or a bald head is a man's; blond hair is a young one's;
-a bald head has no bangs and is not blond."""
+a bald head has no bangs, no hat and is not blond."""
 
 SIZES = (32, 64, 128, 256)
 _NUMBERS = 320  # uniform numbers a face may use
 _CHUNK_PX = 16 * 64 * 64  # pixels painted at a time: they stay in a core's cache
 
-_SKIN = ((253, 228, 209), (246, 211, 184), (234, 190, 156), (216, 165, 126), (188, 134, 97), (154, 104, 73), (118, 77, 54), (90, 58, 43))
+_SKIN = ((248, 218, 198), (243, 206, 178), (234, 190, 156), (216, 165, 126), (188, 134, 97), (154, 104, 73), (118, 77, 54), (90, 58, 43))
 _DARK_HAIR = ((30, 25, 28), (44, 31, 28), (66, 43, 31), (94, 60, 40), (128, 60, 34), (120, 80, 50))
 _BLOND_HAIR = ((226, 186, 112), (240, 208, 136), (214, 168, 92), (244, 222, 170))
-_GREY_HAIR = ((150, 150, 154), (196, 195, 196), (226, 224, 222))
+_GREY_HAIR = ((122, 122, 128), (164, 163, 165), (202, 200, 197))
 _IRIS = ((84, 50, 30), (62, 38, 26), (110, 74, 38), (92, 116, 72), (78, 124, 168), (106, 138, 150))
 _LIPSTICK = ((196, 58, 74), (214, 92, 104), (176, 46, 84), (206, 100, 92), (226, 110, 128))
 _CLOTH = (
@@ -55,21 +55,15 @@ _CLOTH = (
     (112, 124, 140),
     (214, 110, 60),
 )
-_WALL = (
-    (184, 202, 214),
-    (222, 208, 186),
-    (196, 210, 182),
-    (214, 188, 190),
-    (120, 140, 160),
-    (92, 104, 112),
-    (168, 150, 134),
-    (150, 176, 172),
-    (232, 226, 216),
-    (108, 96, 110),
-    (136, 158, 120),
-    (206, 172, 138),
+_WALL = ((168, 204, 226), (240, 214, 176), (186, 214, 168), (238, 190, 186), (120, 150, 186), (96, 116, 132)) + (
+    (190, 160, 132),
+    (140, 196, 188),
+    (240, 234, 222),
+    (178, 156, 200),
+    (128, 164, 110),
+    (232, 176, 124),
 )
-_FRAME = ((24, 22, 26), (84, 50, 32), (120, 30, 40), (40, 60, 110), (172, 140, 80), (130, 134, 140))
+_FRAME = ((24, 22, 26), (84, 50, 32), (120, 30, 40), (40, 60, 110), (138, 98, 38), (86, 90, 100))
 _HAT = ((176, 58, 56), (60, 84, 128), (70, 72, 80), (206, 160, 84), (92, 128, 96), (222, 212, 196), (130, 84, 122))
 
 
@@ -155,7 +149,7 @@ def _attributes(n: _Numbers, force: dict[str, int]) -> dict[str, Array]:
     for name, value in force.items():
         has[name] = np.full_like(has[name], bool(value))
     has["No_Beard"] = has["No_Beard"] | ~has["Male"]
-    has["Bald"] = has["Bald"] & has["Male"] & ~has["Bangs"]
+    has["Bald"] = has["Bald"] & has["Male"] & ~has["Bangs"] & ~has["Wearing_Hat"]
     has["Blond_Hair"] = has["Blond_Hair"] & has["Young"] & ~has["Bald"]
     return has
 
@@ -191,7 +185,7 @@ def _pose(n: _Numbers, has: dict[str, Array], parts: dict[str, Array]) -> dict[s
         "light_y": light_y,
         "light_z": np.sqrt(1.15 - light_x**2 * 0.8 - light_y**2),
         "wall": wall,
-        "wall_far": wall * n.uniform(0.5, 1.2)[:, None],
+        "wall_far": np.minimum(wall * n.uniform(0.55, 1.2)[:, None], 1),
         "wall_x": n.uniform(-1, 1),
         "wall_y": n.uniform(-1, 1),
         "spot": np.minimum(wall * n.uniform(0.75, 1.4)[:, None] + n.uniform(-0.05, 0.1)[:, None], 1),
@@ -214,10 +208,10 @@ def _colours(n: _Numbers, has: dict[str, Array], parts: dict[str, Array]) -> dic
     return {
         "skin": skin,
         "skin_dark": skin * np.array([0.62, 0.50, 0.47]),
-        "skin_light": np.minimum(skin * 1.10 + 0.05, 1.0),
-        "shine": 0.6 + 0.5 * tone,
+        "skin_light": np.minimum(skin * 1.05 + 0.02, 1.0),
+        "shine": 0.45 + 0.6 * tone,
         "blush_colour": skin * np.array([1.0, 0.62, 0.60]),
-        "blush": np.where(has["Male"], n.uniform(0.2, 0.45), n.uniform(0.4, 0.75)),
+        "blush": np.where(has["Male"], n.uniform(0.1, 0.35), n.uniform(0.3, 0.6)) * (1 - 0.5 * tone),
         "hair_colour": hair,
         "brow_colour": brow,
         "lips": lips,
@@ -226,6 +220,7 @@ def _colours(n: _Numbers, has: dict[str, Array], parts: dict[str, Array]) -> dic
         "beard_colour": np.where(blond, hair * 0.66, hair * 0.95),
         "cloth": cloth,
         "trim": cloth * n.uniform(0.65, 1.1)[:, None],
+        "metal": np.where(n.chance(0.6)[:, None], np.array([0.87, 0.70, 0.32]), np.array([0.82, 0.83, 0.86])) * np.ones((len(tone), 1)),
     }
 
 
@@ -273,18 +268,18 @@ def _features(n: _Numbers, has: dict[str, Array], parts: dict[str, Array]) -> di
         "iris_r": n.bell(0.056, 0.066),
         "gaze_x": n.bell(-0.04, 0.04),
         "gaze_y": n.bell(-0.02, 0.012),
-        "lash": np.where(male, n.uniform(0.018, 0.026), n.uniform(0.034, 0.046)),
+        "lash": np.where(male, n.uniform(0.018, 0.026), n.uniform(0.028, 0.04)),
         "wing": np.where(male, 0.0, n.uniform(0.3, 1.0)),
         "brow": np.where(male, n.bell(0.034, 0.056), n.bell(0.015, 0.03)),
         "brow_half": n.bell(0.125, 0.155),
         "brow_arch": np.where(male, n.bell(0.0, 0.03), n.bell(0.02, 0.055)),
         "brow_y": np.where(male, n.bell(-0.19, -0.14), n.bell(-0.23, -0.18)) - 0.015 * happy,
-        "brow_slant": n.bell(-0.015, 0.03),
+        "brow_slant": n.bell(-0.035, 0.01),
         "nose": np.where(male, n.bell(0.068, 0.092), n.bell(0.05, 0.072)),
         "nose_y": n.bell(0.21, 0.25),
         "mouth": np.where(smile, n.bell(0.19, 0.235), n.bell(0.135, 0.17)),
         "mouth_y": n.bell(0.39, 0.43) + np.where(male, 0.015, -0.01),
-        "bend": np.where(smile, n.uniform(0.065, 0.10), n.uniform(-0.035, 0.0)),
+        "bend": np.where(smile, n.uniform(0.065, 0.10), n.uniform(-0.008, 0.018)),
         "lip_up": np.where(male, n.bell(0.018, 0.03), n.bell(0.028, 0.044)),
         "lip_low": np.where(male, n.bell(0.026, 0.04), n.bell(0.036, 0.052)),
         "gape": gape,
@@ -303,16 +298,18 @@ def _hair(n: _Numbers, has: dict[str, Array], parts: dict[str, Array]) -> dict[s
     """Length, curls, parting, fringe, and how much is left of it."""
     male, bangs, bald, old = has["Male"], has["Bangs"], has["Bald"], ~has["Young"]
     width = parts["width"]
-    long = n.uniform() < np.where(male, 0.07, 0.88)
+    long = n.uniform() < np.where(male, 0.07, 0.82)
     curly = n.chance(0.22)
     full = n.uniform()
     length = np.where(n.chance(0.35), n.uniform(0.55, 0.8), n.uniform(0.95, 1.5))
     bottom = np.where(long, length, 0.5)
     around = np.where(long, n.bell(0.09, 0.22), n.bell(0.02, 0.06)) + 0.07 * curly
-    recede = np.where(male & ~bangs & ~long, n.uniform(-0.5, 0.35) + 0.35 * old, 0.0)
+    recede = np.where(male & ~bangs & ~long, n.uniform(-0.2, 0.14) + 0.06 * old, 0.0)
+    bun = ~male & ~long & ~has["Wearing_Hat"] & n.chance(0.6)
     return {
-        "hair": np.ones(len(male)),
-        "hair_behind": 1.0 * (long & ~bald),
+        "long": 1.0 * (long & ~bald),
+        "bun": 1.0 * bun,
+        "earrings": 1.0 * (~male & ~long & n.chance(0.6)),
         "hair_width": np.where(bald, width + 0.012, width + around),
         "hair_top": np.where(bald, 0.67, 0.72 + 0.13 * full + 0.05 * curly),
         "hair_bottom": np.where(bald, 0.5, bottom),
@@ -320,7 +317,7 @@ def _hair(n: _Numbers, has: dict[str, Array], parts: dict[str, Array]) -> dict[s
         "wavy": n.uniform(0, 1) * long,
         "curly": 1.0 * curly,
         "phase": n.uniform(0, 7),
-        "part": np.where(n.chance(0.3), 0.0, n.uniform(-1, 1)) * np.where(bangs, 0.25, 1.0),
+        "part": np.where(n.chance(0.3), 0.0, n.uniform(-1, 1)) * np.where(bangs, 0.25, 1.0) * (recede <= 0),
         "jag": np.where(bangs, n.uniform(0.02, 0.05), n.uniform(0.0, 0.02)),
         "hairline": np.where(bangs, n.uniform(0.19, 0.27), n.uniform(0.40, 0.50)),
         "recede": np.maximum(recede, 0),
@@ -328,7 +325,7 @@ def _hair(n: _Numbers, has: dict[str, Array], parts: dict[str, Array]) -> dict[s
         "opening": width * np.where(long, n.bell(0.78, 0.9), n.bell(0.90, 0.97)),
         "hair_front_square": np.where(bangs, 0.9, n.uniform(0.2, 0.8)),
         "sideburn": np.where(long, 3.0, np.where(male, n.uniform(-0.02, 0.16), n.uniform(0.1, 0.3))),
-        "dome": 1.0 * bald,
+        "bald": 1.0 * bald,
     }
 
 
@@ -348,7 +345,7 @@ def _extras(n: _Numbers, has: dict[str, Array], parts: dict[str, Array]) -> dict
         "lens_colour": np.array([0.75, 0.85, 0.9]) * n.uniform(0.2, 1.1)[:, None],
         "tint": np.where(n.chance(0.2), n.uniform(0.25, 0.5), 0.1),
         "hat": has["Wearing_Hat"] * np.floor(1 + 3 * n.uniform()),
-        "hat_line": n.uniform(-0.34, -0.28),
+        "hat_line": n.uniform(-0.35, -0.29) - 0.06 * has["Bangs"],
         "hat_width": np.maximum(parts["hair_width"] * 0.97, parts["width"] + 0.05),
         "hat_high": n.uniform(0.56, 0.66),
         "hat_colour": n.colour(_HAT),
