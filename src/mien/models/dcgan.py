@@ -14,10 +14,11 @@ from mien.models.layers import (
     MinibatchDiscrimination,
     MinibatchStddev,
     Project,
+    SpectralConv2d,
+    SpectralLinear,
     channels_at,
     choose,
     initialize,
-    normalize_spectrally,
     resolutions,
     sequence,
 )
@@ -139,6 +140,8 @@ class DCGANDiscriminator(nn.Module):
         choose("discriminator init", init, INITS)
         self.size, self.attributes, self.condition, self.pool = size, attributes, condition, head
         self.input_noise = input_noise
+        spectral = norm.endswith("spectral")
+        conv, linear = (SpectralConv2d, SpectralLinear) if spectral else (nn.Conv2d, nn.Linear)
         last = 3 + (attributes if condition == "channels" else 0)
         blocks: dict[str, nn.Module | None] = {}
         for resolution in reversed(resolutions(size)[:-1]):
@@ -147,7 +150,7 @@ class DCGANDiscriminator(nn.Module):
             batch_norm = norm.startswith("batch") and bool(blocks)
             blocks[f"{resolution}x{resolution}"] = sequence({
                 "stddev": MinibatchStddev(crowd) if crowd else None,
-                "conv": nn.Conv2d(last + bool(crowd), channels, 4, 2, 1, bias=not batch_norm),
+                "conv": conv(last + bool(crowd), channels, 4, 2, 1, bias=not batch_norm),
                 "norm": nn.BatchNorm2d(channels) if batch_norm else None,
                 "act": nn.LeakyReLU(leak, inplace=True),
                 "dropout": nn.Dropout(dropout) if dropout else None,
@@ -156,14 +159,13 @@ class DCGANDiscriminator(nn.Module):
             last = channels
         self.trunk = sequence(blocks)
         features = last * 16 if head == "conv" else last
-        self.crowd = MinibatchDiscrimination(features, minibatch_discrimination) if minibatch_discrimination else None
-        features += minibatch_discrimination
-        self.logit = nn.Linear(features, 1)
-        project = condition == "projection" and attributes > 0
-        self.embedding = nn.Linear(attributes, features, bias=False) if project else None
+        kernels = minibatch_discrimination
+        self.crowd = MinibatchDiscrimination(features, kernels, spectral=spectral) if kernels else None
+        features += kernels
+        self.logit = linear(features, 1)
+        project = condition == "projection" and attributes > 0  # without attributes there is no matrix to normalise
+        self.embedding = linear(attributes, features, bias=False) if project else None
         initialize(self, init)
-        if norm.endswith("spectral"):
-            normalize_spectrally(self)
 
     def features(self, images: Tensor, attributes: Tensor) -> Tensor:
         """Images [N, 3, R, R] in [-1, 1] and attributes [N, A] -> what the head sees, f(x), [N, F]."""
