@@ -31,6 +31,7 @@ COMMANDS: dict[str, dict[str, str]] = {  # section -> command -> module:function
         "runs": "run:runs",
         "stop": "run:stop",
         "presets": "presets:presets",
+        "doctor": "doctor:doctor",
     },
 }
 PLACES = {name: place for section in COMMANDS.values() for name, place in section.items()}
