@@ -69,8 +69,18 @@ def group_scores(right: np.ndarray, calibrated: np.ndarray, labels: np.ndarray, 
     return scores
 
 
+def wilson(share: np.ndarray, count: np.ndarray, z: float = 1.96) -> np.ndarray:
+    """Lower and upper end [2, ...] of the 95% interval of a share seen in `count` images (Wilson 1927): never empty, never outside 0..1."""
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
+    return np.stack([np.minimum(centre - half, share), np.maximum(centre + half, share)])
+
+
 def reliability_figure(logits: np.ndarray, labels: np.ndarray, names: Sequence[str], path: Path) -> None:
-    """A PNG of reliability: all attributes pooled, before and after cross-fitted calibration, and eight attributes on their own."""
+    """A PNG of reliability: all attributes pooled, before and after cross-fitted calibration, and eight attributes on their own.
+
+    Bins with under five images are left out; bars are 95% intervals.
+    """
     from matplotlib.figure import Figure
 
     before, after = sigmoid(logits), cross_fitted(logits, labels)
@@ -82,9 +92,10 @@ def reliability_figure(logits: np.ndarray, labels: np.ndarray, names: Sequence[s
         axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
         for name, probabilities, colour, marker in (("before", before, "C1", "x"), ("after", after, "C0", "o")):
             count, mean, share = reliability(probabilities[:, columns].reshape(-1, 1), labels[:, columns].reshape(-1, 1), bins=10)
-            with np.errstate(invalid="ignore", divide="ignore"):
-                spread = 1.96 * np.sqrt(share[0] * (1 - share[0]) / count[0])
-            axes.errorbar(mean[0], share[0], yerr=spread, label=name, color=colour, marker=marker, linewidth=1, markersize=4, capsize=2)
+            filled = count[0] >= 5
+            spread = np.abs(wilson(share[0, filled], count[0, filled]) - share[0, filled])
+            axes.errorbar(mean[0, filled], share[0, filled], yerr=spread, label=name, color=colour, marker=marker, linewidth=1,
+                          markersize=4, capsize=2)
         axes.set(title=title, xlim=(0, 1), ylim=(0, 1))
         axes.set_xlabel("probability given")
         axes.set_ylabel("share of ones")

@@ -85,10 +85,10 @@ class Faces:
 class Training:
     """All that changes: the network, its average, the optimiser's moments, the step, and the running loss of the epoch."""
 
-    def __init__(self, recipe: Recipe, attributes: int):
+    def __init__(self, recipe: Recipe, attributes: int, device: str = "cpu"):
         torch.manual_seed(recipe.seed)
-        self.recipe = recipe
-        self.net = FaceClassifier(attributes).to(memory_format=torch.channels_last)     # type: ignore[call-overload]
+        self.recipe, self.device = recipe, torch.device(device)
+        self.net = FaceClassifier(attributes).to(self.device, memory_format=torch.channels_last)    # type: ignore[call-overload]
         self.average = copy.deepcopy(self.net).eval().requires_grad_(False)
         decayed = [p for p in self.net.parameters() if p.ndim == 4 or p.ndim == 2]
         others = [p for p in self.net.parameters() if not (p.ndim == 4 or p.ndim == 2)]
@@ -99,12 +99,13 @@ class Training:
         self.whole = True               # False in the middle of a step: such a state is not worth saving
 
     def update(self, images: Tensor, attributes: Tensor, trusted: Tensor, rate: float) -> None:
-        """One step. trusted: [N, A], 1 where a label may be learned from."""
+        """One step. images: float [N, 3, S, S] in -1..1. trusted: [N, A], 1 where a label may be learned from."""
         self.whole = False
+        images, attributes, trusted = (tensor.to(self.device) for tensor in (images, attributes, trusted))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.net.train()
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
             logits = self.net(images.contiguous(memory_format=torch.channels_last)).float()
         loss = (F.binary_cross_entropy_with_logits(logits, attributes, reduction="none") * trusted).mean()
         self.optimizer.zero_grad()
@@ -177,10 +178,10 @@ def load_state(training: Training, out: Path) -> bool:
 
 @torch.no_grad()
 def predict(net: FaceClassifier, faces: Faces, indices: np.ndarray, size_px: int = 64, batch: int = 256) -> Tensor:
-    """fp32 logits [N, A] of the unaltered images."""
+    """fp32 logits [N, A] of the unaltered images, on the CPU."""
     net.eval()
-    parts = (faces.batch(indices[i:i + batch], size_px) for i in range(0, len(indices), batch))
-    return torch.cat([net(part.contiguous(memory_format=torch.channels_last)) for part in parts])
+    parts = (faces.batch(indices[i:i + batch], size_px).to(net.head.weight.device) for i in range(0, len(indices), batch))
+    return torch.cat([net(part.contiguous(memory_format=torch.channels_last)).cpu() for part in parts])
 
 
 def epoch_record(training: Training, faces: Faces, epoch: int, steps: int, started_s: float) -> dict[str, Any]:
@@ -198,7 +199,7 @@ def epoch_record(training: Training, faces: Faces, epoch: int, steps: int, start
     return record
 
 
-def train_classifier(data: Path, out: Path, recipe: Recipe, *, initial: Path | None = None, save_every_s: float = 180,
+def train_classifier(data: Path, out: Path, recipe: Recipe, *, initial: Path | None = None, device: str = "cpu", save_every_s: float = 180,
                      stop_after_steps: int | None = None, report: Callable[[str], None] = print) -> Path | None:
     """Train on the store's training split, watch the validation split. The same call again resumes.
 
@@ -210,10 +211,10 @@ def train_classifier(data: Path, out: Path, recipe: Recipe, *, initial: Path | N
     steps = len(faces.train) // recipe.batch
     if steps == 0:
         raise UserError(f"{data} has {len(faces.train)} training images, under one batch of {recipe.batch}: give more, or a smaller batch")
-    training = Training(recipe, len(faces.names))
+    training = Training(recipe, len(faces.names), device)
     if initial is not None:
         start_from(training, initial, faces)
-    begin(out, faces, recipe, initial)
+    begin(out, faces, recipe, initial, device)
     if load_state(training, out):
         report(f"resuming {out} at step {training.step:,} of {steps * recipe.epochs():,}")
     last = steps * recipe.epochs()
@@ -264,7 +265,7 @@ def start_from(training: Training, initial: Path, faces: Faces) -> None:
     training.average.load_state_dict(net.state_dict())
 
 
-def begin(out: Path, faces: Faces, recipe: Recipe, initial: Path | None) -> None:
+def begin(out: Path, faces: Faces, recipe: Recipe, initial: Path | None, device: str) -> None:
     """Make OUT and its config.json; refuse an OUT made by another recipe or from other data."""
     out.mkdir(parents=True, exist_ok=True)
     fixed = {"recipe": asdict(recipe), "attributes": list(faces.names), "data_digest": faces.store.digest,
@@ -275,7 +276,8 @@ def begin(out: Path, faces: Faces, recipe: Recipe, initial: Path | None) -> None
         if different:
             raise UserError(f"{out} holds a training that differs in {', '.join(different)}: choose another --out")
         return
-    machine = {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "processor": platform.machine(), "torch": torch.__version__}
+    machine = {"device": device, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "processor": platform.machine(),
+               "torch": str(torch.__version__)}
     record = {"format": "mien-classifier-training/1", **fixed, "data": faces.store.path.name, "machine": machine}
     write_atomically(out / "config.json", json.dumps(record, indent=1).encode())
 
