@@ -41,6 +41,25 @@ def gradient_penalty(critic: Critic, *, real: Tensor, fake: Tensor, attributes: 
     return (gradient_norm(critic, between, attributes) - 1).square()
 
 
+def dragan(critic: Critic, *, real: Tensor, fake: Tensor | None = None, attributes: Tensor) -> Tensor:
+    """(|| d critic / d x || - 1)^2 around the real images, x = real + N(0, s^2), s half their standard deviation: [N].
+
+    Kodali et al. 2017, section 2.3, with k = 1; the paper leaves the noise's size open.
+    """
+    real = real.detach().float()
+    around = real + 0.5 * real.std() * torch.randn(real.shape, device=real.device)
+    return (gradient_norm(critic, around, attributes) - 1).square()
+
+
+def lecam(*, real: Tensor, fake: Tensor, real_anchor: Tensor | float, fake_anchor: Tensor | float) -> Tensor:
+    """(real - fake_anchor)^2 + (fake - real_anchor)^2, from logits: [N] (Tseng et al. 2021, eq. 5).
+
+    The anchors are moving averages of D's logits of reals and of fakes, 0-d; who calls keeps them. Pulls each side's logits
+    toward the other's past, against memorising a small data set.
+    """
+    return (real.float() - fake_anchor).square() + (fake.float() - real_anchor).square()
+
+
 def gradient_norm(critic: Critic, images: Tensor, attributes: Tensor) -> Tensor:
     """|| d critic / d images ||, [N]. The small constant keeps the root's slope finite at 0."""
     return (pixel_gradient(critic, images, attributes).square().sum((1, 2, 3)) + 1e-12).sqrt()

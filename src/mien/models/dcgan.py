@@ -171,7 +171,7 @@ class DCGANDiscriminator(nn.Module):
         """Images [N, 3, R, R] in [-1, 1] and attributes [N, A] -> what the head sees, f(x), [N, F]."""
         check_attributes(attributes, expected=self.attributes)
         if self.training and self.input_noise:
-            images = images + self.input_noise * torch.randn_like(images)
+            images = images + self.input_noise * torch.randn(images.shape, dtype=images.dtype, device=images.device)
         x = concat_planes(images, attributes) if self.condition == "channels" else images
         x = self.trunk(x)  # [N, C, 4, 4]
         f = x.sum((2, 3)) if self.pool == "sum" else x.flatten(1)  # [N, F]
