@@ -1,0 +1,177 @@
+"""Reading what is written about images: attribute tables and partitions, as CelebA, Kaggle or people write them.
+
+CelebA's own text: a line with the count, a line of names, then `000001.jpg -1 1 ...`. Kaggle's: a CSV with the column `image_id`.
+People's: a CSV whose first column is the file name and whose others are 0/1, -1/1, yes/no or true/false; a column `split` gives the splits.
+"""
+
+import csv
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from mien.data.store import SPLITS
+from mien.errors import UserError
+
+MINUS, OTHER = 2, 255       # codes of -1 and of what is no binary value
+CODES = {"0": 0, "1": 1, "-1": MINUS, "0.0": 0, "1.0": 1, "-1.0": MINUS, "false": 0, "true": 1, "no": 0, "yes": 1}
+SPLIT_WORDS = {"0": 0, "1": 1, "2": 2, **SPLITS, "valid": 1, "validation": 1, "training": 0, "testing": 2, "eval": 1}
+SPLIT_COLUMNS = ("split", "partition")
+
+
+@dataclass
+class Table:
+    """An attribute file: its columns, and the line of each image. Lines are taken apart when they are asked for: often few of many are."""
+
+    label: str                          # the file, for messages
+    names: tuple[str, ...]              # of the attribute columns
+    places: tuple[int, ...]             # where these stand among the cells
+    split_place: int | None             # where the column `split` stands
+    width: int                          # cells in a line
+    delimiter: str | None               # None: white space
+    lines: dict[str, tuple[int, str]]   # {file name: (line number, the line)}
+
+    def select(self, files: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray, np.ndarray | None]:
+        """For these files, in order: the names of the binary columns, their values uint8 [N, A], their splits uint8 [N] or None.
+
+        A file is looked up by its name, else by the last part of it, else without its suffix (a .png of what the table calls .jpg).
+        UserError with the count and the first names when rows are missing, with the line when one is malformed.
+        """
+        rows = []
+        splits = []
+        for key in match(files, self.lines, self.label):
+            number, line = self.lines[key]
+            cells = cut(line, self.delimiter)
+            if len(cells) != self.width:
+                raise UserError(f"line {number} of {self.label} has {len(cells)} cells, {self.width} are needed; download it again, "
+                                "or mend that line")
+            if self.split_place is not None:
+                splits.append(_split(cells[self.split_place], self.label, number))
+            rows.append(_codes([cells[place] for place in self.places]))
+        codes = np.frombuffer(b"".join(rows), np.uint8).reshape(len(files), len(self.names))
+        binary = [column for column in range(len(self.names)) if _is_binary(codes[:, column])]
+        values = (codes[:, binary] == 1).astype(np.uint8)
+        return tuple(self.names[column] for column in binary), values, None if self.split_place is None else np.array(splits, np.uint8)
+
+
+def _is_binary(codes: np.ndarray) -> bool:
+    present = set(np.unique(codes).tolist())
+    return OTHER not in present and not {0, MINUS} <= present      # -1, 0 and 1 together are three values, not two
+
+
+def match(files: Sequence[str], rows: Mapping[str, object], label: str) -> list[str]:
+    """The key in `rows` for each file. UserError that counts and names those that have none."""
+    by_stem: dict[str, str] | None = None
+    keys, missing = [], []
+    for name in files:
+        last = name.rsplit("/", 1)[-1]
+        key = name if name in rows else last if last in rows else None
+        if key is None:
+            by_stem = by_stem if by_stem is not None else {PurePosixPath(row).stem: row for row in rows}
+            key = by_stem.get(PurePosixPath(name).stem)
+        if key is None:
+            missing.append(name)
+        else:
+            keys.append(key)
+    if missing:
+        raise UserError(f"{label} has no row for {len(missing):,} of {len(files):,} images ({first(missing)}); complete it, remove "
+                        "those images, or leave the attributes out with --attributes none")
+    return keys
+
+
+def read_table(data: bytes, label: str) -> Table:
+    """An attribute file: CelebA's text, or a CSV (told apart by commas in the first line). UserError with the line that is wrong."""
+    lines = _text(data, label).splitlines()
+    while lines and not lines[-1].strip():
+        lines.pop()
+    if not lines:
+        raise UserError(f"{label} is empty; download it again")
+    if _delimiter(lines[0]):
+        return _read_csv(lines, label)
+    if len(lines) < 2 or not lines[0].strip().isdigit():
+        raise UserError(f"{label} is not an attribute file: it should be a CSV, or CelebA's text, which begins with the number of images")
+    names = tuple(lines[1].split())
+    by_name = {line.partition(" ")[0]: (number, line) for number, line in enumerate(lines[2:], 3)}
+    return Table(label, names, tuple(range(1, len(names) + 1)), None, len(names) + 1, None, by_name)
+
+
+def _read_csv(lines: list[str], label: str) -> Table:
+    delimiter = _delimiter(lines[0])
+    header = [name.strip() for name in cut(lines[0], delimiter)]
+    split_place = next((at for at, name in enumerate(header) if at and name.lower() in SPLIT_COLUMNS), None)
+    places = tuple(at for at in range(1, len(header)) if at != split_place)
+    repeated = {name for name in header[1:] if header[1:].count(name) > 1}
+    if repeated:
+        raise UserError(f"{label} has two columns called {min(repeated)!r}; rename one")
+    by_name = {}
+    for number, line in enumerate(lines[1:], 2):
+        if line.strip():
+            name = line.partition(delimiter or ",")[0] if '"' not in line else cut(line, delimiter)[0]
+            by_name[name.strip().replace("\\", "/").removeprefix("./")] = (number, line)
+    return Table(label, tuple(header[at] for at in places), places, split_place, len(header), delimiter, by_name)
+
+
+def cut(line: str, delimiter: str | None) -> list[str]:
+    """The cells of a line; None cuts at white space."""
+    return next(csv.reader([line], delimiter=delimiter)) if delimiter and '"' in line else line.split(delimiter)
+
+
+def _delimiter(line: str) -> str | None:
+    return next((mark for mark in (",", ";", "\t") if mark in line), None)
+
+
+def _codes(cells: list[str]) -> bytes:
+    try:
+        return bytes([CODES[cell] for cell in cells])       # the official files pass here; people's spellings below
+    except KeyError:
+        return bytes([CODES.get(cell.strip().lower(), OTHER) for cell in cells])
+
+
+def _split(cell: str, label: str, number: int) -> int:
+    code = SPLIT_WORDS.get(cell.strip().lower())
+    if code is None:
+        raise UserError(f"line {number} of {label} has the split {cell!r}; say train, val or test (0, 1 or 2)")
+    return code
+
+
+def read_partition(data: bytes, label: str) -> dict[str, int]:
+    """list_eval_partition, as text (`000001.jpg 0`) or CSV: {file name: 0, 1 or 2}. UserError with the line that is wrong."""
+    lines = _text(data, label).splitlines()
+    mark = _delimiter(lines[0]) if lines else None
+    result = {}
+    for number, line in enumerate(lines[1:] if mark else lines, 2 if mark else 1):
+        cells = line.split(mark)
+        if not line.strip():
+            continue
+        if len(cells) != 2:
+            raise UserError(f"line {number} of {label} should be a file name and a 0, 1 or 2; download it again, or mend that line")
+        result[cells[0].strip()] = _split(cells[1], label, number)
+    return result
+
+
+def official_split(name: str) -> int | None:
+    """CelebA's partition as a rule, for want of the file: 1 to 162,770 train, to 182,637 val, to 202,599 test. None for other names."""
+    stem = PurePosixPath(name).stem
+    if not (stem.isdigit() and 1 <= int(stem) <= 202_599):
+        return None
+    return 0 if int(stem) <= 162_770 else 1 if int(stem) <= 182_637 else 2
+
+
+def _text(data: bytes, label: str) -> str:
+    try:
+        return data.decode("utf-8-sig")     # spreadsheets write a byte order mark
+    except UnicodeDecodeError:
+        raise UserError(f"{label} is not text in UTF-8; save it again as UTF-8") from None
+
+
+def find_file(names: Iterable[str], wanted: Sequence[str], read: Callable[[str], bytes]) -> tuple[str, bytes] | None:
+    """The first of `wanted` file names that is among `names` (in any folder), and its bytes. None when there is none."""
+    by_last = {name.rsplit("/", 1)[-1]: name for name in names}
+    found = next((by_last[name] for name in wanted if name in by_last), None)
+    return None if found is None else (found, read(found))
+
+
+def first(names: Sequence[str], count: int = 3) -> str:
+    """'a, b, c, ...': the first few of a list, for a message."""
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
