@@ -67,6 +67,8 @@ class Generator(Section):
     head: Literal["transpose", "conv"] = "transpose"
     condition: Literal["none", "concat"] = "concat"
     init: Literal["normal", "xavier", "he", "orthogonal"] = "normal"
+    min_width: Annotated[int, Field(ge=1)] = 16
+    """Fewest channels of a hidden map."""
 
 
 class Discriminator(Section):
@@ -84,6 +86,7 @@ class Discriminator(Section):
     """Number of kernels of the minibatch-discrimination layer (Salimans 2016); 0 leaves it out."""
     leak: Share = 0.2
     init: Literal["normal", "xavier", "he", "orthogonal"] = "normal"
+    min_width: Annotated[int, Field(ge=1)] = 16
 
 
 class Model(Section):

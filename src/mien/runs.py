@@ -182,7 +182,7 @@ class Run:
         return sorted((int(path.name), path) for path in folder.glob("[0-9]*") if path.name.isdigit()) if folder.is_dir() else []
 
     def best_snapshot(self) -> Path | None:
-        """The snapshot with the least Frechet distance in metrics.jsonl (by the newest protocol), else the newest; None if there is none."""
+        """The snapshot with the least Frechet distance in metrics.jsonl (by the newest protocol), else the newest; None without any."""
         there = dict(self.snapshots())
         distances = [m for m in self.metrics() if str(m.get("metric", "")).startswith(("fd-", "fid"))]
         scores = [m for m in distances if m.get("nimg") in there and isinstance(m.get("value"), (int, float))]

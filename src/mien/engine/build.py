@@ -1,0 +1,121 @@
+"""From a recipe and a store to what a run needs: networks, optimisers, data, objective. The one place where all parts meet."""
+
+from __future__ import annotations
+
+import copy
+import os
+import platform
+from typing import Any
+
+import torch
+
+import mien
+from mien.augment.policy import Augment
+from mien.config import Config
+from mien.data.loader import FaceLoader
+from mien.data.store import FaceStore
+from mien.engine.state import TrainState
+from mien.engine.step import Task
+from mien.errors import UserError
+from mien.losses.catalogue import build_adversarial
+from mien.losses.regularizers import gradient_penalty, r1, r2
+from mien.models.catalogue import build_discriminator, build_generator
+from mien.models.summary import summarize
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device asked for, or the best there is. Raises UserError for one that this machine lacks."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name.partition(":")[0] not in there:
+        raise UserError(f"No device is called {name}: choose cpu, cuda or mps.")
+    if not there[name.partition(":")[0]]:
+        raise UserError(f"This machine has no {name} device that torch can use; 'mien doctor' says what it has.")
+    return torch.device(name)
+
+
+def attribute_names(config: Config, store: FaceStore) -> tuple[str, ...]:
+    """The condition: the attributes the recipe picks, or all that the store has."""
+    names = store.attribute_names if config.data.attributes is None else tuple(config.data.attributes)
+    store.columns(names)  # raises UserError for one that the store lacks
+    return tuple(names)
+
+
+def build_task(config: Config, store: FaceStore, device: torch.device) -> Task:
+    """Raises UserError when the recipe does not fit the store."""
+    names = attribute_names(config, store)
+    data = FaceLoader(store, split="train", attributes=names, seed=config.train.seed, flip=config.data.flip, device=str(device))
+    if config.train.batch > data.count:
+        raise UserError(f"train.batch is {config.train.batch}, but {store.path} has {data.count} training images: lower the batch.")
+    loss, regularizer = config.loss, config.regularizer
+    penalties = (("r1", r1, regularizer.r1), ("r2", r2, regularizer.r2), ("gp", gradient_penalty, regularizer.gp))
+    return Task(
+        config=config,
+        data=data,
+        adversarial=build_adversarial(loss.name, real_label=loss.real_label, label_noise=loss.label_noise, label_flip=loss.label_flip),
+        penalties=tuple((name, penalty, setting.every) for name, penalty, setting in penalties if setting.gamma > 0),
+        augment=Augment(config.augment.ops),
+        device=device,
+    )
+
+
+def build_state(config: Config, *, size: int, attributes: int, device: torch.device) -> TrainState:
+    """Fresh networks and optimisers, a function of the seed."""
+    torch.manual_seed(config.train.seed)
+    model = config.model
+    G = build_generator(model.family, size=size, attributes=attributes, options=model.generator.model_dump())
+    D = build_discriminator(model.family, size=size, attributes=attributes, options=model.discriminator.model_dump())
+    G, D = (net.to(device, memory_format=torch.channels_last).train() for net in (G, D))
+    ema = copy.deepcopy(G).eval().requires_grad_(False)
+    o = config.optimizer
+    return TrainState(G=G, D=D, ema=ema, opt_g=build_optimizer(config, G, o.lr_g), opt_d=build_optimizer(config, D, o.lr_d))
+
+
+def build_optimizer(config: Config, net: torch.nn.Module, lr: float) -> torch.optim.Optimizer:
+    o = config.optimizer
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[o.name]
+    fused = next(net.parameters()).device.type in ("cpu", "cuda")
+    return kind(net.parameters(), lr=lr, betas=(o.beta1, o.beta2), eps=o.eps, weight_decay=o.weight_decay, fused=fused)
+
+
+# --- what a run writes down about itself ------------------------------------------------------------------------------
+
+
+def describe_architecture(state: TrainState, *, size: int, attributes: int, device: torch.device) -> dict[str, Any]:
+    """architecture.json: a row per layer of both networks, for one image."""
+    condition = torch.zeros(1, attributes, device=device)
+    image = torch.zeros(1, 3, size, size, device=device)
+    return {
+        "generator": summarize(state.G, torch.zeros(1, state.G.z_dim, device=device), condition),
+        "discriminator": summarize(state.D, image, condition),
+    }
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    machine = {"cores": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version(), "torch": torch.__version__}
+    machine |= {"device": str(device), "threads": torch.get_num_threads()}
+    if device.type == "cuda":
+        machine["gpu"] = torch.cuda.get_device_name(device)
+    return machine
+
+
+def describe_store(store: FaceStore, names: tuple[str, ...]) -> dict[str, Any]:
+    path = str(store.path)
+    splits = {split: len(store.indices(split)) for split in ("train", "val", "test")}
+    return {"path": path, "digest": store.digest, "size": store.size, "crop": store.crop, "attributes": list(names), "splits": splits}
+
+
+def snapshot_meta(config: Config, store: FaceStore, names: tuple[str, ...], *, preset: str | None) -> dict[str, Any]:
+    """What every snapshot of a run says beside its weights, but for nimg."""
+    return {
+        "family": config.model.family,
+        "options": config.model.generator.model_dump(),
+        "size": store.size,
+        "attributes": list(names),
+        "attribute_table": [[list(row), share] for row, share in store.attribute_table(names, "train")],
+        "ema": True,
+        "preset": preset,
+        "store": {"digest": store.digest, "crop": store.crop, "size": store.size},
+        "mien": mien.__version__,
+    }

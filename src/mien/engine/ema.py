@@ -1,0 +1,38 @@
+"""The averaged generator: an exponential moving average of weights, counted in images."""
+
+from __future__ import annotations
+
+import torch
+
+
+def ema_decay(*, images: int, nimg: int, half_life_kimg: float, ramp: float) -> float:
+    """The factor that the average keeps when `images` more have been shown, `nimg` of them in all.
+
+    beta = 0.5 ** (images / half-life), the half-life being at most `ramp` x nimg, so that a young average forgets the
+    initial weights (Karras et al. 2020, "Training Generative Adversarial Networks with Limited Data", appendix D). 0 = no averaging.
+    """
+    half_life_nimg = half_life_kimg * 1000
+    if ramp > 0:
+        half_life_nimg = min(half_life_nimg, ramp * nimg)
+    return 0.5 ** (images / half_life_nimg) if half_life_nimg > 0 else 0.0
+
+
+@torch.no_grad()
+def ema_update(average: torch.nn.Module, net: torch.nn.Module, beta: float) -> None:
+    """average <- beta x average + (1 - beta) x net, for parameters and floating-point buffers; other buffers are copied.
+
+    Batch norm's running statistics are averaged too: those of the trained generator do not belong to the averaged weights.
+    """
+    mine, theirs = [], []
+    for target, source in zip(_tensors(average), _tensors(net)):
+        if target.is_floating_point():
+            mine.append(target)
+            theirs.append(source)
+        else:
+            target.copy_(source)
+    if mine:
+        torch._foreach_lerp_(mine, theirs, 1.0 - beta)
+
+
+def _tensors(net: torch.nn.Module) -> list[torch.Tensor]:
+    return [*net.parameters(), *net.buffers()]

@@ -1,0 +1,173 @@
+"""The training loop: steps, and between them what falls due. All periods are counted in images."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mien.engine import checkpoint
+from mien.engine.recording import SampleGrid, Scalars
+from mien.engine.schedules import Knobs, knobs_at
+from mien.engine.signals import SignalMeter
+from mien.engine.state import TrainState
+from mien.engine.step import Task, train_step
+from mien.errors import UserError
+from mien.runs import Run, kimg_name
+
+Say = Callable[[str], None]
+OnSnapshot = Callable[[Path, int], None]
+OnTick = Callable[[int, dict[str, float]], None]
+
+
+class TrainingFailed(UserError):
+    """Training cannot go on: the numbers are no longer finite."""
+
+
+class Loop:
+    """One process's work on a run. `train()` returns True when the run is finished, False when it was asked to stop."""
+
+    def __init__(self, run: Run, state: TrainState, task: Task, *, meta: dict[str, Any], on_tick: OnTick, on_snapshot: OnSnapshot):
+        self.run, self.state, self.task, self.meta = run, state, task, meta
+        self.on_tick, self.on_snapshot = on_tick, on_snapshot
+        self.should_stop = False
+        config = task.config
+        table = [(tuple(row), share) for row, share in meta["attribute_table"]]
+        self.grid = SampleGrid(run, z_dim=state.G.z_dim, names=meta["attributes"], table=table, columns=config.sample.columns)
+        self.meter = SignalMeter()
+        self._tick_started_s, self._tick_started_nimg = time.monotonic(), state.nimg
+
+    def train(self) -> bool:
+        state, config = self.state, self.task.config
+        total = config.train.images
+        self.scalars = Scalars(self.run)
+        try:
+            if state.nimg == 0 and config.sample.every_kimg > 0:
+                self.grid.draw(state.ema, 0, self.task.device)
+            while state.nimg < total and not self._asked_to_stop():
+                knobs = knobs_at(config, state.nimg)
+                before, after = state.nimg, state.nimg + config.train.batch * knobs.d_steps
+                tick = due(config.train.tick_kimg, before, after) or after >= total
+                self.meter.add(train_step(state, self.task, knobs, measure=tick))
+                if tick:
+                    self._tick(knobs)
+                self._fall_due(before, state.nimg)
+            finished = state.nimg >= total
+            self._last_things(finished)
+            return finished
+        finally:
+            self.scalars.close()
+
+    def _fall_due(self, before: int, after: int) -> None:
+        train, sample = self.task.config.train, self.task.config.sample
+        if due(sample.every_kimg, before, after):
+            self.grid.draw(self.state.ema, after, self.task.device)
+        if due(train.snapshot_kimg, before, after):
+            self.save_snapshot()
+        if due(train.checkpoint_kimg, before, after):
+            self.save_checkpoint()
+
+    def _tick(self, knobs: Knobs) -> None:
+        state, now = self.state, time.monotonic()
+        values = self.meter.read()
+        values |= {"lr_d": knobs.lr_d, "lr_g": knobs.lr_g, "d_steps": knobs.d_steps, "g_steps": knobs.g_steps}
+        if self.task.config.augment.ops:
+            values["augment_p"] = knobs.augment_p
+        values |= {f"{name}_gamma": getattr(knobs, f"{name}_gamma") for name, _, _ in self.task.penalties}
+        values["ema_half_life_kimg"] = knobs.ema_half_life_kimg
+        values["images_per_s"] = (state.nimg - self._tick_started_nimg) / max(now - self._tick_started_s, 1e-9)
+        values["memory_mb"] = peak_memory_mb(self.task.device)
+        values["progress"] = min(1.0, state.nimg / self.task.config.train.images)
+        self._tick_started_s, self._tick_started_nimg = now, state.nimg
+        self.scalars.write(state.nimg, values)
+        self.write_status("running", images_per_s=values["images_per_s"])
+        self.on_tick(state.nimg, values)
+        wrong = [name for name in ("loss_d", "loss_g", "grad_norm_d", "grad_norm_g") if not math.isfinite(values.get(name, 0.0))]
+        if wrong:
+            self._fail(f"{', '.join(wrong)} became NaN or infinite")
+
+    def _fail(self, what: str) -> None:
+        newest, _ = checkpoint.newest_valid(self.run.checkpoints())
+        back = f"the last healthy checkpoint is {newest.name} ({int(newest.name):,} images)" if newest else "there is no checkpoint yet"
+        message = f"{what} at {self.state.nimg:,} images; {back}. Lower optimizer.lr_d and lr_g, or set optimizer.clip_norm."
+        self.run.event(self.state.nimg, "error", message)
+        self.write_status("failed")
+        raise TrainingFailed(message)
+
+    def _asked_to_stop(self) -> bool:
+        request = self.run.path / "control" / "stop"
+        if request.exists():
+            request.unlink(missing_ok=True)
+            self.should_stop = True
+        return self.should_stop
+
+    def _last_things(self, finished: bool) -> None:
+        """A stop loses nothing: whatever the reason, the state on disk is the state in memory."""
+        self.save_checkpoint()
+        if finished:
+            self.save_snapshot()
+            self.grid.draw(self.state.ema, self.state.nimg, self.task.device)
+            self.grid.draw_mosaic(self.state.ema, self.task.device)
+        state, word = ("finished", "Finished") if finished else ("stopped", "Stopped")
+        self.run.event(self.state.nimg, "finish" if finished else "stop", f"{word} at {self.state.nimg:,} images.")
+        self.write_status(state)
+
+    def save_checkpoint(self) -> None:
+        """Raises TrainingFailed rather than save a state with a NaN in it: a healthy checkpoint must stay the newest."""
+        tensors, nimg, train = self.state.tensors(), self.state.nimg, self.task.config.train
+        sick = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())]
+        if sick:
+            self._fail(f"{sick[0]} holds NaN or infinite numbers")
+        checkpoint.save_checkpoint(self.run.path / "checkpoints", nimg=nimg, tensors=tensors, plain=self.state.plain())
+        every = round(1000 * train.keep_every_kimg) if train.keep_every_kimg else None
+        checkpoint.prune(self.run.checkpoints(), keep=train.keep, keep_every_nimg=every)
+        self.run.event(nimg, "checkpoint", f"Checkpoint at {nimg:,} images.")
+
+    def save_snapshot(self) -> None:
+        nimg = self.state.nimg
+        path = checkpoint.save_snapshot(self.run.path / "snapshots" / kimg_name(nimg), self.state.ema, {**self.meta, "nimg": nimg})
+        self.grid.draw_mosaic(self.state.ema, self.task.device)
+        self.run.event(nimg, "snapshot", f"Snapshot {path.name}.")
+        self.on_snapshot(path, nimg)
+
+    def write_status(self, state: str, images_per_s: float | None = None) -> None:
+        fields = {"images_per_s": images_per_s} if images_per_s is not None else {}
+        self.run.write_status(state=state, nimg=self.state.nimg, total_nimg=self.task.config.train.images, **fields)
+
+
+def due(every_kimg: float, before: int, after: int) -> bool:
+    """Whether a multiple of `every_kimg` thousand images lies in (before, after]; never when it is 0."""
+    every = round(1000 * every_kimg)
+    return every > 0 and after // every > before // every
+
+
+def resume(run: Run, state: TrainState, say: Say) -> bool:
+    """Load the newest whole checkpoint into `state`; False when there is none. Damaged ones are named and skipped."""
+    path, skipped = checkpoint.newest_valid(run.checkpoints())
+    for message in skipped:
+        run.event(state.nimg, "error", message)
+        say(message)
+    if path is None:
+        run.rewind(0)
+        return False
+    state.load(*checkpoint.load_checkpoint(path))
+    run.rewind(state.nimg)
+    run.event(state.nimg, "resume", f"Resumed from checkpoint {path.name} at {state.nimg:,} images.")
+    return True
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Most memory used so far: the allocator's on a GPU, this process's resident set elsewhere (NaN where the system does not say)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        import resource
+    except ImportError:  # Windows
+        return math.nan
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # macOS counts bytes, Linux KiB

@@ -1,0 +1,90 @@
+"""What a run writes while it goes: ticks of scalars, grids of fixed latents, the mosaic."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mien.models.latents import latents, uniforms
+from mien.models.pictures import PADDING_PX, grid, to_uint8
+from mien.runs import Run, kimg_name, write_json
+
+MAX_ROWS = 8
+MOSAIC_SIDE = 10
+
+
+class Scalars:
+    """scalars.jsonl and TensorBoard, side by side."""
+
+    def __init__(self, run: Run):
+        from torch.utils.tensorboard import SummaryWriter  # a second of imports that `import mien` should not pay
+
+        self._run = run
+        self._tensorboard = SummaryWriter(str(run.path / "tensorboard"))
+
+    def write(self, nimg: int, values: dict[str, float]) -> None:
+        self._run.append("scalars", nimg, **{name: float(f"{value:.6g}") for name, value in values.items()})
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, value, nimg)
+
+    def close(self) -> None:
+        self._tensorboard.close()
+
+
+def grid_rows(names: Sequence[str], table: Sequence[tuple[Sequence[int], float]]) -> list[tuple[int, ...]]:
+    """The attribute combinations that a sample grid shows: all of them, or the commonest where they are too many."""
+    if 2 ** len(names) <= MAX_ROWS:
+        return list(itertools.product((0, 1), repeat=len(names)))
+    return sorted(tuple(row) for row, _ in sorted(table, key=lambda entry: -entry[1])[:MAX_ROWS])
+
+
+@torch.inference_mode()
+def render(net: torch.nn.Module, z: torch.Tensor, attributes: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Latents [N, Z] and attributes [N, A] on the CPU -> uint8 [N, 3, R, R] there."""
+    pieces = zip(z.split(64), attributes.split(64))
+    return torch.cat([to_uint8(net(latent.to(device), rows.to(device))).cpu() for latent, rows in pieces])
+
+
+def save_png(picture: Image.Image, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    picture.save(temporary, format="PNG")
+    os.replace(temporary, path)
+
+
+class SampleGrid:
+    """The same latents under every attribute combination, drawn again and again: column j is face number j in each row."""
+
+    def __init__(self, run: Run, *, z_dim: int, names: Sequence[str], table: Sequence[tuple[Sequence[int], float]], columns: int):
+        rows = grid_rows(names, table)
+        self._run, self._columns, self._rows = run, columns, len(rows)
+        self._z = latents(range(columns), z_dim).repeat(len(rows), 1)  # [rows * columns, Z]
+        self._attributes = torch.tensor(rows, dtype=torch.float32).reshape(len(rows), len(names)).repeat_interleave(columns, dim=0)
+        self._table, self._z_dim = table, z_dim
+        self.labels = [" ".join(f"{name}={value}" for name, value in zip(names, row)) for row in rows]
+
+    def draw(self, net: torch.nn.Module, nimg: int, device: torch.device) -> Path:
+        images = render(net, self._z, self._attributes, device)
+        path = self._run.path / "samples" / f"{kimg_name(nimg)}.png"
+        save_png(grid(images, self._columns), path)
+        layout = {"rows": self.labels, "columns": self._columns, "cell_px": images.shape[-1], "padding_px": PADDING_PX}
+        write_json(self._run.path / "samples" / "grid.json", layout)
+        return path
+
+    def draw_mosaic(self, net: torch.nn.Module, device: torch.device) -> Path:
+        """Faces number 0 to 99, nothing picked out, with conditions in the proportions of the training data."""
+        count = MOSAIC_SIDE**2
+        attributes = torch.zeros(count, self._attributes.shape[1])
+        if attributes.shape[1]:
+            rows, shares = zip(*self._table)
+            chosen = np.searchsorted(np.cumsum(shares)[:-1], uniforms(range(count), 1, stream=1)[:, 0] * sum(shares), side="right")
+            attributes = torch.tensor(np.array(rows)[chosen], dtype=torch.float32)
+        images = render(net, latents(range(count), self._z_dim), attributes, device)
+        path = self._run.path / "samples" / "mosaic.png"
+        save_png(grid(images, MOSAIC_SIDE), path)
+        return path

@@ -1,0 +1,63 @@
+"""What changes over a run, as a pure function of the images seen. `knobs_at` gives every value that one step needs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from mien.config import Config
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """The settings of one step; every number a run may change while it goes."""
+
+    lr_g: float
+    lr_d: float
+    d_steps: int
+    g_steps: int
+    augment_p: float
+    r1_gamma: float
+    r2_gamma: float
+    gp_gamma: float
+    input_noise: float
+    clip_norm: float | None
+    clip_value: float | None
+    ema_half_life_kimg: float
+
+
+def cosine(start: float, end: float, share: float) -> float:
+    """From `start` at share 0 to `end` at share 1 along half a cosine."""
+    return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * min(max(share, 0.0), 1.0)))
+
+
+def lr_factor(config: Config, nimg: int) -> float:
+    """What both learning rates are multiplied by after `nimg` images."""
+    schedule = config.schedule
+    # The warm-up ends on the first step past it; counting this step's own images keeps the very first rate above 0.
+    seen = nimg + config.train.batch
+    warmup = min(1.0, seen / (1000 * schedule.warmup_kimg)) if schedule.warmup_kimg > 0 else 1.0
+    if schedule.lr == "cosine":
+        return warmup * cosine(1.0, schedule.final, nimg / config.train.images)
+    if schedule.lr == "step":
+        return warmup * schedule.step_factor ** (nimg // round(1000 * schedule.step_kimg))
+    return warmup
+
+
+def knobs_at(config: Config, nimg: int) -> Knobs:
+    factor = lr_factor(config, nimg)
+    gamma = cosine(1.0, config.schedule.gamma_final, nimg / config.train.images)
+    return Knobs(
+        lr_g=config.optimizer.lr_g * factor,
+        lr_d=config.optimizer.lr_d * factor,
+        d_steps=config.balance.d_steps,
+        g_steps=config.balance.g_steps,
+        augment_p=config.augment.p,
+        r1_gamma=config.regularizer.r1.gamma * gamma,
+        r2_gamma=config.regularizer.r2.gamma * gamma,
+        gp_gamma=config.regularizer.gp.gamma * gamma,
+        input_noise=config.model.discriminator.input_noise,
+        clip_norm=config.optimizer.clip_norm,
+        clip_value=config.optimizer.clip_value,
+        ema_half_life_kimg=config.ema.half_life_kimg,
+    )

@@ -1,0 +1,65 @@
+"""Named scalars of a step, summed on the device and read at a tick, so that no step waits for the host.
+
+Logits are D's; a logit above 0 means that D calls the image real.
+
+- `loss_d`, `loss_g`: the adversarial losses, penalties left out.
+- `accuracy_real`, `accuracy_fake`: share of reals called real and of fakes called fake, in D's step.
+- `fooling_rate`: share of fakes called real in G's step.
+- `logit_gap`: E[D(real)] - E[D(fake)]. `sign_real`: E[sign D(real)], which nears 1 as D memorises (Karras et al. 2020).
+- `grad_norm_d`, `grad_norm_g`: L2 norm of the whole gradient, before clipping.
+- `weight_change_d`, `weight_change_g`: |w' - w| / |w| of one update; measured at ticks.
+- `r1_penalty`, `r2_penalty`, `gp_penalty`: the mean penalty before its weight, when it was computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+
+class SignalMeter:
+    """Means of named 0-d tensors between two reads."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, signals: Mapping[str, torch.Tensor]) -> None:
+        for name, value in signals.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def read(self) -> dict[str, float]:
+        """{name: mean since the last read}, in one transfer; forgets them."""
+        names = list(self._sums)
+        values = torch.stack([self._sums[name] for name in names]).tolist() if names else []
+        means = {name: value / self._counts[name] for name, value in zip(names, values)}
+        self._sums, self._counts = {}, {}
+        return means
+
+
+@torch.no_grad()
+def discriminator_signals(*, loss: torch.Tensor, real: torch.Tensor, fake: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Signals of D's step from its per-sample loss and its logits on reals and fakes, [N] each."""
+    return {
+        "loss_d": loss.mean(),
+        "accuracy_real": (real > 0).float().mean(),
+        "accuracy_fake": (fake <= 0).float().mean(),
+        "logit_gap": real.mean() - fake.mean(),
+        "sign_real": real.sign().mean(),
+    }
+
+
+@torch.no_grad()
+def generator_signals(*, loss: torch.Tensor, fake: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Signals of G's step from its per-sample loss and D's logits on its fakes, [N] each."""
+    return {"loss_g": loss.mean(), "fooling_rate": (fake > 0).float().mean()}
+
+
+@torch.no_grad()
+def relative_change(before: list[torch.Tensor], after: list[torch.Tensor]) -> torch.Tensor:
+    """|after - before| / |before| over all tensors together."""
+    changed = torch.nn.utils.get_total_norm(torch._foreach_sub(after, before))
+    return changed / torch.nn.utils.get_total_norm(before).clamp_min(1e-12)

@@ -1,0 +1,74 @@
+"""TrainState: all that changes in a run, and nothing else. What is not here is a function of the recipe and of nimg."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mien.errors import UserError
+
+
+@dataclass
+class TrainState:
+    """Networks, average, optimisers and the count of real images shown to D. Saved and loaded as one."""
+
+    G: torch.nn.Module
+    D: torch.nn.Module
+    ema: torch.nn.Module
+    opt_g: torch.optim.Optimizer
+    opt_d: torch.optim.Optimizer
+    nimg: int = 0
+    noise_salt: int = 0
+    """Changes the noise stream; a run that goes back to an older checkpoint may want other draws than those that failed it."""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Every tensor under a readable name: 'G.4x4.weight', 'opt_g.4x4.weight.exp_avg'."""
+        named = {}
+        for role in ("G", "D", "ema"):
+            named |= {f"{role}.{name}": tensor for name, tensor in getattr(self, role).state_dict().items()}
+        for role, net, optimizer in (("opt_g", self.G, self.opt_g), ("opt_d", self.D, self.opt_d)):
+            for name, parameter in net.named_parameters():
+                for slot, tensor in optimizer.state.get(parameter, {}).items():
+                    named[f"{role}.{name}.{slot}"] = tensor
+        return named
+
+    def plain(self) -> dict[str, Any]:
+        return {"noise_salt": self.noise_salt}
+
+    def load(self, tensors: Mapping[str, torch.Tensor], plain: Mapping[str, Any]) -> None:
+        """Take over what `tensors()` and `plain()` gave. Raises UserError when the tensors are another architecture's."""
+        for role in ("G", "D", "ema"):
+            part = {name.removeprefix(f"{role}."): tensor for name, tensor in tensors.items() if name.startswith(f"{role}.")}
+            try:
+                getattr(self, role).load_state_dict(part)
+            except RuntimeError as error:
+                raise UserError(f"The checkpoint's {role} does not fit this recipe: {' '.join(str(error).split())[:300]}") from None
+        self._load_optimizer("opt_g", self.G, self.opt_g, tensors)
+        self._load_optimizer("opt_d", self.D, self.opt_d, tensors)
+        self.nimg = int(plain["nimg"])
+        self.noise_salt = int(plain["noise_salt"])
+
+    @staticmethod
+    def _load_optimizer(role: str, net: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+        slots: dict[str, dict[str, torch.Tensor]] = {}
+        for key, tensor in tensors.items():
+            if key.startswith(f"{role}."):
+                name, _, slot = key.removeprefix(f"{role}.").rpartition(".")
+                slots.setdefault(name, {})[slot] = tensor
+        optimizer.state.clear()
+        for name, parameter in net.named_parameters():
+            for slot, tensor in slots.get(name, {}).items():
+                like = torch.empty_like(parameter) if tensor.shape == parameter.shape else torch.empty_like(tensor, device=parameter.device)
+                if slot == "step":  # the optimisers keep their counter where they made it: on the CPU unless fused on a GPU
+                    like = torch.empty_like(tensor, device=parameter.device if optimizer.defaults.get("fused") else "cpu")
+                optimizer.state[parameter][slot] = like.copy_(tensor)
+
+
+def step_seed(seed: int, nimg: int, salt: int = 0) -> int:
+    """A 63-bit seed for the step that begins after `nimg` images: unrelated for neighbouring steps, the same on every machine."""
+    digest = hashlib.blake2b(f"mien step {seed} {nimg} {salt}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

@@ -1,0 +1,24 @@
+"""From what a generator gives to pixels and sheets of faces."""
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+PADDING_PX = 2
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Float [-1, 1] -> uint8, rounded to the nearest level: what a saved file holds."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def grid(images: Tensor, columns: int) -> Image.Image:
+    """uint8 [N, 3, R, R] row by row on white, a gap of PADDING_PX around each."""
+    count, _, _, size = images.shape
+    rows, step = -(-count // columns), size + PADDING_PX
+    sheet = np.full((rows * step + PADDING_PX, columns * step + PADDING_PX, 3), 255, dtype=np.uint8)
+    for i, face in enumerate(images.permute(0, 2, 3, 1).numpy()):
+        top, left = PADDING_PX + i // columns * step, PADDING_PX + i % columns * step
+        sheet[top : top + size, left : left + size] = face
+    return Image.fromarray(sheet)
