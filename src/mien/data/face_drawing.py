@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mien.data.face_shapes import Array, Canvas, Look, bump, egg, lens, lit, mix, rgb, smooth, wave
+from mien.data.face_shapes import Array, Canvas, Look, bump, clip, egg, lens, lit, mix, rgb, smooth, wave
 
 
 def paint_faces(canvas: Canvas, body: Canvas, look: Look) -> None:
@@ -28,6 +28,7 @@ def paint_faces(canvas: Canvas, body: Canvas, look: Look) -> None:
     for side in (-1, 1):
         eye(canvas, look, side)
         brow(canvas, look, side)
+    only(canvas, look, look.glasses > 0, arms)
     hair_front(canvas, look, outline, colour)
     only(canvas, look, look.earrings > 0, earrings)
     only(canvas, look, look.glasses > 0, glasses)
@@ -154,7 +155,7 @@ def mouth(canvas: Canvas, look: Look) -> None:
     upper = np.clip(0.5 - (y + bend * np.square(x / half)) / 0.03, 0, 1)
     part.darken(0.22 * upper * part.fill(lips))
     part.lighten(0.26 * look.shine * bump(x, y - look.gape - look.lip_low * 0.5, half * 0.45, 0.02))
-    inner = lens(x, y, half * 0.86, 0.3 * look.gape + 0.004, look.gape + 0.004, bend * 0.9)
+    inner = lens(x, y, half * 0.86, 0.3 * look.gape + 0.008, look.gape + 0.008, bend * 0.95)
     hole = part.fill(inner)
     part.paint(rgb(70, 22, 26), hole)
     drop = look.gape * look.teeth
@@ -216,7 +217,7 @@ def wrinkles(canvas: Canvas, look: Look) -> None:
         canvas.darken(0.26 * canvas.stroke(line, 0.016) * np.clip(2 - np.abs(x) / 0.12, 0, 1))
     for side in (-1, 1):
         fold = side * x - 0.12 - 0.35 * np.clip(canvas.y - 0.22, 0, 1)
-        canvas.darken(0.34 * canvas.stroke(fold, 0.022) * np.clip(4 - np.abs(canvas.y - 0.33) / 0.032, 0, 1))
+        canvas.darken(0.27 * canvas.stroke(fold, 0.022) * np.clip(4 - np.abs(canvas.y - 0.33) / 0.032, 0, 1))
         out = side * x - 0.34
         for lift in (-0.5, 0.0, 0.5):
             crow = canvas.y - look.eye_y - lift * out
@@ -232,7 +233,7 @@ def beard(canvas: Canvas, look: Look) -> None:
     bare, _, _ = egg(x, y, look.width * look.beard_bare, 0.9, look.mouth_y - 0.10, 0.9)
     ragged = 0.02 * (wave(x * 9.3 + y * 3.1 + look.phase) - 0.5)
     alpha = canvas.fill(outline, 0.03) * canvas.fill(-(bare + ragged), 0.07) * canvas.fill(0.06 - y, 0.1)
-    alpha *= np.maximum(canvas.fill(np.abs(x) - 0.24, 0.06), 1 - look.goatee)
+    alpha *= np.maximum(bump(x, y - look.mouth_y - 0.12, 0.3, 0.36), 1 - look.goatee)
     x, y = canvas.x - centre, y - look.mouth_y
     alpha *= 1 - canvas.fill(lens(x, y, look.mouth * 1.12, look.lip_up + 0.02, look.lip_low + 0.035 + look.gape, look.bend), 0.03)
     y = y + 0.085 + look.lip_up * 0.4 + look.gape * 0.2
@@ -254,9 +255,12 @@ def hair_shape(canvas: Canvas, look: Look) -> Array:
 
 def hair_colour(canvas: Canvas, look: Look) -> Array:
     """Strands that run from the crown, a band of light across them, curls as light and dark knots."""
-    down = np.clip(canvas.y + look.hair_top, 0, 1.1)
-    q = (canvas.x - look.part * 0.3) / (0.32 + down) + 0.10 * look.wavy * wave(canvas.y * 1.7 + look.phase)
-    strands = 0.4 * wave(q * 3.1 + 3 * look.phase) + 0.45 * wave(q * 7.0 + look.phase) + 0.35 * wave(q * 17.0 + 2 * look.phase)
+    spread = 0.32 + np.clip(canvas.y + look.hair_top, 0, 1.1)
+    q = (canvas.x - look.part * 0.3) / spread + 0.10 * look.wavy * wave(canvas.y * 1.7 + look.phase)
+    strands = np.zeros_like(q)
+    for share, pitch, shift in ((0.4, 3.1, 3), (0.5, 7.0, 1), (0.4, 17.0, 2)):  # strands too fine for the pixels turn to their mean
+        seen = clip(1.6 - 4 * pitch * canvas.px / spread)
+        strands = strands + share * (0.5 + seen * (wave(q * pitch + shift * look.phase) - 0.5))
     x = canvas.x * 4.6 + 0.7 * wave(canvas.y * 2.3 + look.phase)
     y = canvas.y * 4.6 + 0.7 * wave(canvas.x * 2.1 + 2 * look.phase)
     knots = wave(x) + wave(0.5 * x + 0.87 * y) + wave(0.5 * x - 0.87 * y)
@@ -302,9 +306,17 @@ def earrings(canvas: Canvas, look: Look) -> None:
         ring.lighten(0.7 * bump(ring.x + 0.01, ring.y + 0.012, 0.022, 0.022))
 
 
+def arms(canvas: Canvas, look: Look) -> None:
+    """The glasses' arms, from the lenses back to the ears, under the hair."""
+    line = canvas.stroke(canvas.y - look.eye_y + 0.03, look.rim) * canvas.fill(np.abs(canvas.x) - look.width * 1.02)
+    for side in (-1, 1):
+        x, narrow = placed(look, side * look.eye_apart, 1.04)
+        canvas.paint(look.frame * 0.8, line * canvas.fill((x - canvas.x) * side + look.lens_wide * narrow))
+
+
 def glasses(canvas: Canvas, look: Look) -> None:
-    """Two lenses with a glint, their frames, a bridge and the arms."""
-    edges = []
+    """Two lenses with a glint, their frames and a bridge."""
+    inner = []
     for side in (-1, 1):
         x, narrow = placed(look, side * look.eye_apart, 1.04)
         part = canvas.window(x, look.eye_y + 0.01, 0.36)
@@ -320,13 +332,10 @@ def glasses(canvas: Canvas, look: Look) -> None:
         part.darken(0.25 * part.stroke(rim - 0.025, 0.035))
         part.paint(look.frame, part.stroke(rim, look.rim))
         part.lighten(0.25 * part.stroke(rim, look.rim) * np.clip(-y / tall - 0.2, 0, 1))
-        edges.append((x - side * wide, x + side * wide))
-    y = canvas.y - look.eye_y
-    (left_in, left_out), (right_in, right_out) = edges
-    bridge = canvas.stroke(y + 0.035 - 0.8 * np.square(canvas.x - (left_in + right_in) / 2), look.rim)
-    canvas.paint(look.frame, bridge * canvas.fill(left_in - canvas.x) * canvas.fill(canvas.x - right_in))
-    arms = canvas.stroke(y + 0.03, look.rim) * (canvas.fill(canvas.x - left_out) + canvas.fill(right_out - canvas.x))
-    canvas.paint(look.frame * 0.8, arms * canvas.fill(np.abs(canvas.x) - look.width * 1.02))
+        inner.append(x - side * wide)
+    (left, right), y = inner, canvas.y - look.eye_y
+    bridge = canvas.stroke(y + 0.035 - 0.8 * np.square(canvas.x - (left + right) / 2), look.rim)
+    canvas.paint(look.frame, bridge * canvas.fill(left - canvas.x) * canvas.fill(canvas.x - right))
 
 
 def hat(canvas: Canvas, look: Look) -> None:
@@ -337,7 +346,7 @@ def hat(canvas: Canvas, look: Look) -> None:
     curve = 0.16 * np.square(x)
     dome, h, v = egg(canvas.x, canvas.y + 0.25, look.hat_width, look.hat_high, 0.9, 0.5, 0.5)
     shape = np.maximum(dome, canvas.y - line + curve)
-    rib = np.where(knit, 0.86 + 0.2 * wave(canvas.x * 9 / (0.6 + np.clip(canvas.y + 1, 0, 1))), 1)
+    rib = np.where(knit, 0.86 + 0.2 * wave(canvas.x * 7 / (0.6 + np.clip(canvas.y + 1, 0, 1))), 1)
     light = (0.62 + 0.5 * lit(h * 0.95, v * 0.8, look)) * rib
     shade = canvas.y - line + curve - 0.09
     canvas.darken(0.35 * canvas.fill(np.maximum(np.abs(x) - look.width, shade), 0.12) * canvas.fill(line - curve - canvas.y, 0.04))

@@ -42,28 +42,15 @@ _GREY_HAIR = ((122, 122, 128), (164, 163, 165), (202, 200, 197))
 _IRIS = ((84, 50, 30), (62, 38, 26), (110, 74, 38), (92, 116, 72), (78, 124, 168), (106, 138, 150))
 _LIPSTICK = ((196, 58, 74), (214, 92, 104), (176, 46, 84), (206, 100, 92), (226, 110, 128))
 _CLOTH = (
-    (58, 86, 130),
-    (188, 66, 62),
-    (236, 232, 224),
-    (44, 48, 58),
-    (92, 140, 110),
-    (230, 178, 72),
-    (150, 106, 160),
-    (92, 162, 178),
-    (206, 128, 140),
-    (128, 92, 70),
-    (112, 124, 140),
-    (214, 110, 60),
+    *((58, 86, 130), (188, 66, 62), (236, 232, 224), (44, 48, 58), (92, 140, 110), (230, 178, 72)),
+    *((150, 106, 160), (92, 162, 178), (206, 128, 140), (128, 92, 70), (112, 124, 140), (214, 110, 60)),
 )
-_WALL = ((168, 204, 226), (240, 214, 176), (186, 214, 168), (238, 190, 186), (120, 150, 186), (96, 116, 132)) + (
-    (190, 160, 132),
-    (140, 196, 188),
-    (240, 234, 222),
-    (178, 156, 200),
-    (128, 164, 110),
-    (232, 176, 124),
+_WALL = (
+    *((168, 204, 226), (240, 214, 176), (186, 214, 168), (238, 190, 186), (120, 150, 186), (96, 116, 132)),
+    *((190, 160, 132), (140, 196, 188), (240, 234, 222), (178, 156, 200), (128, 164, 110), (232, 176, 124)),
 )
 _FRAME = ((24, 22, 26), (84, 50, 32), (120, 30, 40), (40, 60, 110), (138, 98, 38), (86, 90, 100))
+_LIGHT_FRAME = ((222, 184, 98), (204, 206, 212), (204, 66, 62), (240, 232, 214), (88, 146, 206), (14, 12, 14))
 _HAT = ((176, 58, 56), (60, 84, 128), (70, 72, 80), (206, 160, 84), (92, 128, 96), (222, 212, 196), (130, 84, 122))
 
 
@@ -82,7 +69,7 @@ def draw_faces(count: int, *, size: int = 64, seed: int = 0, start: int = 0) -> 
 
 
 def _draw(indices: Array, *, size: int, seed: int, force: dict[str, int]) -> tuple[Array, Array]:
-    """`draw_faces` for any indices; `force` sets attributes against the draw, all else about the face staying as it is."""
+    """`draw_faces` for any indices; `force` sets attributes against the draw; what does not hang on them stays."""
     images = np.empty((len(indices), size, size, 3), np.uint8)
     attributes = np.empty((len(indices), len(TOY_ATTRIBUTES)), np.uint8)
     step = max(1, _CHUNK_PX // size**2)
@@ -202,10 +189,11 @@ def _colours(n: _Numbers, has: dict[str, Array], parts: dict[str, Array]) -> dic
     dark_hair = _along(_DARK_HAIR, n.uniform() * np.where(tone > 0.6, 0.3, 1.0))
     hair = np.where(blond, n.colour(_BLOND_HAIR), np.where(old, n.colour(_GREY_HAIR), dark_hair))
     brow = np.where(blond, hair * 0.58, np.where(old, mix(hair, skin * 0.5, 0.4), np.minimum(hair * 0.8, skin * 0.5)))
-    lips = np.where(male, skin * 0.62 + red * 0.24, mix(skin * 0.9, lipstick, n.uniform(0.5, 0.9)[:, None]))
+    lips = np.where(male, skin * 0.66 + red * 0.29, mix(skin * 0.9, lipstick, n.uniform(0.5, 0.9)[:, None]))
     iris = np.where((tone > 0.55)[:, None], _along(_IRIS[:2], n.uniform()), n.colour(_IRIS))
     cloth = n.colour(_CLOTH)
     return {
+        "tone": tone,
         "skin": skin,
         "skin_dark": skin * np.array([0.62, 0.50, 0.47]),
         "skin_light": np.minimum(skin * 1.05 + 0.02, 1.0),
@@ -217,7 +205,7 @@ def _colours(n: _Numbers, has: dict[str, Array], parts: dict[str, Array]) -> dic
         "lips": lips,
         "iris": iris,
         "lash_colour": np.where(male, skin * 0.28, np.full(3, 0.07)),
-        "beard_colour": np.where(blond, hair * 0.66, hair * 0.95),
+        "beard_colour": np.where(blond, hair * np.array([0.76, 0.64, 0.56]), hair * 0.95),
         "cloth": cloth,
         "trim": cloth * n.uniform(0.65, 1.1)[:, None],
         "metal": np.where(n.chance(0.6)[:, None], np.array([0.87, 0.70, 0.32]), np.array([0.82, 0.83, 0.86])) * np.ones((len(tone), 1)),
@@ -277,9 +265,9 @@ def _features(n: _Numbers, has: dict[str, Array], parts: dict[str, Array]) -> di
         "brow_slant": n.bell(-0.035, 0.01),
         "nose": np.where(male, n.bell(0.068, 0.092), n.bell(0.05, 0.072)),
         "nose_y": n.bell(0.21, 0.25),
-        "mouth": np.where(smile, n.bell(0.19, 0.235), n.bell(0.135, 0.17)),
+        "mouth": np.where(smile, n.bell(0.2, 0.24), n.bell(0.135, 0.17)),
         "mouth_y": n.bell(0.39, 0.43) + np.where(male, 0.015, -0.01),
-        "bend": np.where(smile, n.uniform(0.065, 0.10), n.uniform(-0.008, 0.018)),
+        "bend": np.where(smile, n.uniform(0.075, 0.105) + 0.025 * ~ajar, n.uniform(-0.008, 0.018)),
         "lip_up": np.where(male, n.bell(0.018, 0.03), n.bell(0.028, 0.044)),
         "lip_low": np.where(male, n.bell(0.026, 0.04), n.bell(0.036, 0.052)),
         "gape": gape,
@@ -322,7 +310,7 @@ def _hair(n: _Numbers, has: dict[str, Array], parts: dict[str, Array]) -> dict[s
         "hairline": np.where(bangs, n.uniform(0.19, 0.27), n.uniform(0.40, 0.50)),
         "recede": np.maximum(recede, 0),
         "curtain": np.where(bangs | male, 0.0, 1.0 * n.chance(0.5)) * n.uniform(0.3, 1.0),
-        "opening": width * np.where(long, n.bell(0.78, 0.9), n.bell(0.90, 0.97)),
+        "opening": width * np.where(long, n.bell(0.82, 0.92), n.bell(0.90, 0.97)),
         "hair_front_square": np.where(bangs, 0.9, n.uniform(0.2, 0.8)),
         "sideburn": np.where(long, 3.0, np.where(male, n.uniform(-0.02, 0.16), n.uniform(0.1, 0.3))),
         "bald": 1.0 * bald,
@@ -340,8 +328,8 @@ def _extras(n: _Numbers, has: dict[str, Array], parts: dict[str, Array]) -> dict
         "lens_tall": tall,
         "lens_round": np.where(rounded, tall * 0.95, n.uniform(0.04, 0.09)),
         "cat": 0.6 * (n.chance(0.3) & ~has["Male"]),
-        "rim": np.where(thin, 0.024, n.uniform(0.034, 0.05)),
-        "frame": n.colour(_FRAME),
+        "rim": np.where(thin, 0.029, n.uniform(0.034, 0.05)),
+        "frame": np.where((parts["tone"] > 0.6)[:, None], n.colour(_LIGHT_FRAME), n.colour(_FRAME)),
         "lens_colour": np.array([0.75, 0.85, 0.9]) * n.uniform(0.2, 1.1)[:, None],
         "tint": np.where(n.chance(0.2), n.uniform(0.25, 0.5), 0.1),
         "hat": has["Wearing_Hat"] * np.floor(1 + 3 * n.uniform()),
