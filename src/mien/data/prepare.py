@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -317,7 +318,16 @@ def _start_worker(job: Job) -> None:
     global _worker_job
     _worker_job = job
     signal.signal(signal.SIGINT, signal.SIG_IGN)    # Ctrl-C reaches every process; the parent alone acts on it
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     warnings.simplefilter("ignore")                 # Pillow's remarks on odd EXIF and large images; what matters raises
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _run(chunk: list[tuple[int, str]]) -> tuple[np.ndarray, list[Trouble]]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -44,7 +45,7 @@ class StoreWriter:
             free = shutil.disk_usage(self.parent).free
             if free < self.needed_bytes:
                 raise self._no_room()
-            shutil.rmtree(self.temporary, ignore_errors=True)
+            self._sweep()
             self.temporary.mkdir()
             self._file = open(self.temporary / "images.npy", "wb")  # noqa: SIM115 (closed by finish or __exit__)
         except OSError as error:
@@ -52,6 +53,13 @@ class StoreWriter:
         self._hash = hashlib.sha256()
         self._put(npy_header((self.expected, self.size, self.size, 3)))
         return self
+
+    def _sweep(self) -> None:
+        """Remove what killed processes left of earlier attempts at this store: hidden, and perhaps gigabytes."""
+        for left in self.parent.glob(f".{glob.escape(self.out.name)}.partial-*"):
+            number = left.name.rpartition("-")[2]
+            if number.isdigit() and not is_running(int(number)):
+                shutil.rmtree(left, ignore_errors=True)
 
     def add(self, images: np.ndarray) -> None:
         """Append uint8 [n, R, R, 3]."""
@@ -152,6 +160,19 @@ def npy_header(shape: tuple[int, ...]) -> bytes:
     """The header of a C-ordered uint8 .npy file (format 1.0), padded to HEADER_BYTES whatever the shape."""
     text = repr({"descr": "|u1", "fortran_order": False, "shape": shape})
     return b"\x93NUMPY\x01\x00" + (HEADER_BYTES - 10).to_bytes(2, "little") + text.ljust(HEADER_BYTES - 11).encode("ascii") + b"\n"
+
+
+def is_running(pid: int) -> bool:
+    """Whether another process of this number lives. Windows cannot be asked so (os.kill would end it): there, yes."""
+    if pid == os.getpid() or os.name != "posix":
+        return pid != os.getpid()
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def flush(file: BinaryIO) -> None:
