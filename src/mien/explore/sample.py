@@ -97,9 +97,9 @@ def combinations(generator: LoadedGenerator, where: Mapping[str, float], *, limi
 
 
 def captions(rows: Tensor, names: Sequence[str]) -> list[str]:
-    """A caption for each row of conditions [K, A], a line per attribute: all, or only those that differ when there are over three."""
+    """A caption for each row of conditions [K, A], a line per attribute: all up to three, else those that differ, at most four."""
     shown = [i for i in range(len(names)) if len(names) <= 3 or len(set(rows[:, i].tolist())) > 1]
-    return ["\n".join(f"{names[i]} {row[i]:g}" for i in shown) for row in rows.tolist()]
+    return ["\n".join(f"{names[i]} {row[i]:g}" for i in shown[:4]) for row in rows.tolist()]
 
 
 # ------------------------------------------------------------------------------------------------------------------------------
@@ -110,14 +110,15 @@ def labelled_grid(images: Tensor, labels: Sequence[str]) -> Image.Image:
     """uint8 [K x C, 3, R, R] as K rows of C, each with its label on the left; labels may have several lines."""
     faces = grid(images, columns=len(images) // len(labels))
     step = images.shape[-1] + PADDING_PX
-    font = ImageFont.load_default(size=max(10, min(16, step // 5)))
-    pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     lines = [line for label in labels for line in label.splitlines()]
+    deepest = max(len(label.splitlines()) for label in labels)
+    font = ImageFont.load_default(size=max(6, min(14, 0.7 * step / max(1, deepest))))
+    pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     margin = 8 + max((round(pen.textlength(line, font=font)) for line in lines), default=0) + 8 if lines else 0
     sheet = Image.new("RGB", (margin + faces.width, faces.height), "white")
     sheet.paste(faces, (margin, 0))
     pen = ImageDraw.Draw(sheet)
     for i, label in enumerate(labels):
         middle = margin - 8, PADDING_PX + i * step + step / 2
-        pen.multiline_text(middle, label, fill="black", font=font, anchor="rm", align="right", spacing=3)
+        pen.multiline_text(middle, label, fill="black", font=font, anchor="rm", align="right", spacing=2)
     return sheet

@@ -23,6 +23,13 @@ from mien import __version__
 from mien.errors import UserError, did_you_mean
 
 COMMANDS: dict[str, dict[str, str]] = {  # section -> command -> module:function (or :app, a group of commands)
+    "Data": {
+        "judge": "classifier:judge",
+    },
+    "Train": {
+        "train": "train:train",
+        "train-classifier": "classifier:train_classifier",
+    },
     "Explore": {
         "sample": "sample:sample",
         "models": "models:models",
@@ -164,7 +171,9 @@ def _verbatim_examples(text: str) -> str:
     return "\n\n".join("\b\n" + textwrap.indent(textwrap.dedent(part), "  ") if keep else part for part, keep in zip(paragraphs, verbatim))
 
 
-app = typer.Typer(cls=Commands, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(
+    cls=Commands, rich_markup_mode=None, pretty_exceptions_enable=False, context_settings={"max_content_width": 100}
+)
 
 
 @app.callback(invoke_without_command=True)

@@ -59,11 +59,10 @@ def sample(
     out.parent.mkdir(parents=True, exist_ok=True)
     if not picture:
         write_folder(generator, out, count=number, where=held, seed=seed, truncation=truncation)
-    elif grid:
-        _save(_combination_grid(generator, count=number, where=held, seed=seed, truncation=truncation), out)
     else:
-        _save(_plain_grid(generator, count=number, where=held, seed=seed, truncation=truncation), out)
-    say(f"{out}: {generator.path.name}, faces {seed} to {seed + number - 1}." if not grid else f"{out}: {generator.path.name}.")
+        draw = _combination_grid if grid else _plain_grid
+        _save(draw(generator, count=number, where=held, seed=seed, truncation=truncation), out)
+    say(f"{out}: drawn from {generator.path}, first face number {seed}.")
 
 
 def check_replaceable(folder: Path, force: bool) -> None:
