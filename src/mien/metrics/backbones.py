@@ -6,6 +6,7 @@ None is bundled. Weights are read as tensors only, and checked by hash where the
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -134,6 +135,19 @@ def torchvision_inception(path: Path) -> nn.Module:
     if missing and any(not name.startswith("AuxLogits") for name in missing):
         raise UserError(f"{path} does not hold torchvision's Inception ({missing[0]} is missing).")
     return net.eval().requires_grad_(False)
+
+
+def torcheval_distance(*, real: Iterable[Tensor], fake: Iterable[Tensor], net: nn.Module, dimensions: int, device: str) -> float:
+    """torcheval's FrechetInceptionDistance itself, over batches of uint8 [n, 3, R, R] mapped to 0..1, as seed 0 was scored; float32."""
+    try:
+        from torcheval.metrics import FrechetInceptionDistance
+    except ImportError:
+        raise UserError("The protocol torcheval needs torcheval: pip install mien[torcheval].") from None
+    distance = FrechetInceptionDistance(model=net, feature_dim=dimensions, device=torch.device(device))
+    for is_real, batches in ((True, real), (False, fake)):
+        for batch in batches:
+            distance.update(batch.float() / 255, is_real=is_real)
+    return float(distance.compute())
 
 
 class _EfficientNetLite0(nn.Module):

@@ -1,4 +1,4 @@
-"""Sets of faces to measure: reals from a store, a generator's samples, a folder of pictures. Each comes in batches, with labels and names."""
+"""Sets of faces to measure: reals from a store, a generator's samples, a folder of pictures; in batches, with labels and names."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def generated_faces(generator: LoadedGenerator, conditions: np.ndarray, *, seed:
 
 
 def folder_faces(folder: Path, size: int, *, limit: int | None = None, seed: int = 0) -> FaceSet:
-    """Pictures of a folder, scaled to size x size (antialiased Lanczos) where they differ; attributes from its attributes.csv if it has one.
+    """Pictures of a folder, scaled to size x size (antialiased Lanczos) where they differ; attributes from its attributes.csv, if any.
 
     The CSV has a column for the file's name and one for each attribute, 0 or 1 (or -1). limit: so many, drawn by `seed`.
     """

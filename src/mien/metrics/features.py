@@ -34,6 +34,7 @@ class Extractor:
     note: str
     device: str
     net: Callable[[Tensor], Tensor | np.ndarray]
+    float_net: nn.Module | None = None  # torchvision-inception only: the network torcheval is given, float [N, 3, R, R] in 0..1
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
@@ -49,7 +50,7 @@ def build_extractor(name: str, *, device: str = "cpu", weights: str | Path | Non
     return EXTRACTORS[name](device, None if weights is None else Path(weights))
 
 
-def extract(extractor: Callable[[Tensor], Tensor], images: Tensor | np.ndarray | Iterable[Tensor], *, batch: int = BATCH,
+def extract(extractor: Callable[[Tensor], Tensor | np.ndarray], images: Tensor | np.ndarray | Iterable[Tensor], *, batch: int = BATCH,
             progress: Callable[[int], None] | None = None) -> np.ndarray:
     """Features [N, F] float32 of uint8 images [N, 3, R, R], given whole or as an iterable of batches.
 
@@ -114,7 +115,7 @@ def _torchvision_inception(device: str, weights: Path | None) -> Extractor:
     path = backbones.find_torchvision_inception(weights)
     net = backbones.torchvision_inception(path).to(device)
     note = "torchvision's ImageNet Inception fed as torcheval feeds it; not FID's features"
-    return Extractor("torchvision-inception", 2048, file_sha256(path), note, device, lambda images: net(images.float() / 255))
+    return Extractor("torchvision-inception", 2048, file_sha256(path), note, device, lambda images: net(images.float() / 255), net)
 
 
 def _imagenet(device: str, weights: Path | None) -> Extractor:

@@ -52,9 +52,9 @@ def memorization_from_features(*, fake: np.ndarray, training: np.ndarray, held_o
                                training_names: Sequence[str], seed: int = 0) -> Estimate:
     """The share of samples nearer to a training image than the nearest 1 % of held-out reals are: about 0.01 for a model that does not copy.
 
-    Interval: Wilson's, 95 %. details: `share_test_p` (Fisher's exact test against the held-out share), `distance_test_z` and `_p` (one-sided
-    Mann-Whitney: are the samples nearer than the held-out reals on the whole?), `cell_test_z` (the same within cells of the training set,
-    weighted: the data-copying test C_T of Meehan et al. 2020, arXiv:2004.05675, section 3; far below 0 is copying), `verdict`, and
+    Interval: Wilson's, 95 %. details: `share_test_p` (Fisher's exact test against the held-out reals), `distance_test_z` and `_p`
+    (one-sided Mann-Whitney: are samples nearer than held-out reals on the whole?), `cell_test_z` (the same within cells of the training
+    set, weighted: the data-copying test C_T of Meehan et al. 2020, arXiv:2004.05675, section 3; far below 0 is copying), `verdict`, and
     `worst`, the nearest pairs by name. Raises UserError for fewer than 100 held-out images.
     """
     from scipy.stats import fisher_exact, mannwhitneyu
@@ -148,7 +148,7 @@ def find_duplicates(images: np.ndarray, names: Sequence[str], *, near: float = 0
     thumbnails = _thumbnails(images, np.array(kept))
     distances, partner = nearest(thumbnails, thumbnails, same=True)
     alike = distances / np.sqrt(2 * thumbnails.shape[1])
-    found = {(min(i, int(partner[i])), max(i, int(partner[i]))): float(alike[i]) for i in np.flatnonzero(alike < near)}
+    found = {(min(i, int(partner[i])), max(i, int(partner[i]))): float(alike[i]) for i in np.flatnonzero(alike < near).tolist()}
     return pairs + [(names[kept[i]], names[kept[j]], d) for (i, j), d in sorted(found.items(), key=lambda item: item[1])]
 
 
