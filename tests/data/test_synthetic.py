@@ -1,4 +1,6 @@
 """The drawn toy faces: pure, well distributed, and with attributes that can be seen."""
+import hashlib
+
 import numpy as np
 import pytest
 
@@ -45,6 +47,13 @@ def test_a_face_does_not_depend_on_what_is_drawn_with_it():
 
 def test_another_seed_draws_other_faces():
     assert not (draw_faces(8, seed=0)[0] == draw_faces(8, seed=1)[0]).all(axis=(1, 2, 3)).any()
+
+
+def test_the_bytes_are_the_same_on_every_machine():
+    """Change the digest when the drawing is changed on purpose. It was the same with and without AVX, under numpy 1.26 and 2.4."""
+    images, attributes = draw_faces(64, seed=0)
+    digest = hashlib.sha256(images.tobytes() + attributes.tobytes()).hexdigest()
+    assert digest == "dcdba30987e833fcd2e2d96c066dd934073c367c7c371951c34e03b016f5b62f"
 
 
 @pytest.mark.parametrize("size", [32, 128, 256])
@@ -112,12 +121,12 @@ def described(faces):
     return (features - features[:1000].mean(axis=0)) / (features[:1000].std(axis=0) + 1e-3)
 
 
-LEAST = {"Male": 0.96, "Smiling": 0.87, "Eyeglasses": 0.88, "Wearing_Hat": 0.9, "Mouth_Slightly_Open": 0.83}
+LEAST = {"Male": 0.96, "Smiling": 0.87, "Eyeglasses": 0.88, "Wearing_Hat": 0.94, "Mouth_Slightly_Open": 0.83}
 
 
 @pytest.mark.parametrize("name", LEAST)
 def test_attributes_are_visible(faces, described, name):
-    """A linear probe on 1,000 faces tells 400 others. Measured balanced accuracies are .03 to .06 above these limits."""
+    """A linear probe on 1,000 faces tells 400 others. Measured on 600: .99, .93, .92, .99, .88."""
     from sklearn.linear_model import LogisticRegression
 
     truth = faces[1][:, TOY_ATTRIBUTES.index(name)] == 1

@@ -238,7 +238,7 @@ def _features(n: _Numbers, has: dict[str, Array], parts: dict[str, Array]) -> di
     """Eyes, brows, nose, mouth and beard."""
     male, smile, ajar = has["Male"], has["Smiling"], has["Mouth_Slightly_Open"]
     happy = np.where(smile, n.uniform(0.75, 1.0), 0.0)
-    eye = n.bell(0.115, 0.145)
+    eye = np.where(male, n.bell(0.105, 0.134), n.bell(0.116, 0.146))
     up = np.where(male, n.bell(0.058, 0.08), n.bell(0.07, 0.096))
     beard = np.where(has["No_Beard"], 0.0, n.uniform(0.72, 0.95))
     shadow = np.where(male & has["Young"] & has["No_Beard"], n.uniform(-0.12, 0.14), 0.0)
@@ -258,7 +258,7 @@ def _features(n: _Numbers, has: dict[str, Array], parts: dict[str, Array]) -> di
         "gaze_y": n.bell(-0.02, 0.012),
         "lash": np.where(male, n.uniform(0.018, 0.026), n.uniform(0.028, 0.04)),
         "wing": np.where(male, 0.0, n.uniform(0.3, 1.0)),
-        "brow": np.where(male, n.bell(0.034, 0.056), n.bell(0.015, 0.03)),
+        "brow": np.where(male, n.bell(0.037, 0.058), n.bell(0.015, 0.03)),
         "brow_half": n.bell(0.125, 0.155),
         "brow_arch": np.where(male, n.bell(0.0, 0.03), n.bell(0.02, 0.055)),
         "brow_y": np.where(male, n.bell(-0.19, -0.14), n.bell(-0.23, -0.18)) - 0.015 * happy,
