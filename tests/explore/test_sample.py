@@ -70,7 +70,7 @@ def test_where_is_parsed():
 
 
 @pytest.mark.parametrize("text, message", [
-    ("Smilin=1", "Did you mean Smiling"), ("Male", "write Male=1"), ("Male=2", "write Male=1"), ("Male=yes", "write Male=1"), 
+    ("Smilin=1", "Did you mean Smiling"), ("Male", "write Male=1"), ("Male=2", "write Male=1"), ("Male=yes", "write Male=1"),
     ("=1", "No attribute"), ("Male=nan", "write Male=1"),
 ])  # fmt: skip
 def test_a_wrong_where_is_told(text, message):

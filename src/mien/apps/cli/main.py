@@ -24,11 +24,16 @@ from mien.errors import UserError, did_you_mean
 
 COMMANDS: dict[str, dict[str, str]] = {  # section -> command -> module:function (or :app, a group of commands)
     "Data": {
+        "data": "data:app",
         "judge": "classifier:judge",
     },
     "Train": {
         "train": "train:train",
         "train-classifier": "classifier:train_classifier",
+    },
+    "Measure": {
+        "report": "report:report",
+        "compare": "report:compare",
     },
     "Explore": {
         "sample": "sample:sample",
