@@ -1,8 +1,9 @@
 """Does asking for an attribute give it, and only it? Each attribute is asked for at 0 and at 1 with the same latents, and a judge looks.
 
-Leakage of A into B: how much the judged probability of B moves when A goes from 0 to 1 and all other conditions stay, less how much it
-differs between real faces with and without A under the same law of the other conditions, by the same judge. So what the data's correlations
-and the judge's own confusions explain is taken away, and what is left is the model's.
+The effect of A on B is how much the judged probability of B moves when A goes from 0 to 1 and all other conditions stay. What the data
+explain of it is how much B differs between real faces with and without A, under the same law of the other conditions, by the same judge (so
+the judge's own confusions are in it too). Leakage is what the effect goes beyond, signed: 0 wherever the effect lies between none, as in a
+model that moves A alone, and what the data explain, as in one that draws faces like theirs.
 """
 
 from __future__ import annotations
@@ -101,17 +102,18 @@ def data_effect(*, probabilities: np.ndarray, attributes: np.ndarray, column: in
 
 def control_scores(answers: Answers, *, asked: Sequence[str], judged: Sequence[str], real_probabilities: np.ndarray,
                    real_attributes: np.ndarray) -> dict[str, tuple[Estimate, float | None]]:
-    """{'control-accuracy', 'control-leakage', 'control-identity': (Estimate, what real images get)}.
+    """{'control', 'leakage', 'identity': (Estimate, what real images get)}.
 
     asked: names of the A conditions asked for, all among `judged`, the judge's J names. real_*: [M, J] and [M, C] of held-out reals.
-    accuracy: mean over attributes of the share judged as asked, 0 and 1 alike; reals get the judge's own balanced accuracy.
-    leakage: mean |leakage| over all pairs; a model without any gets the second number, from the noise of both samples alone.
+    control: mean over attributes of the share judged as asked, 0 and 1 alike; reals get the judge's own balanced accuracy.
+    leakage: mean |leakage| over all pairs; a model without any gets the second number, from the noise of both samples alone. The matrix in
+    details['leakage'], asked by judged, holds the whole effect where an attribute meets itself (1 is perfect control).
     identity: distance between the two faces of a latent over that between two latents: 0 is the same face, 1 another person.
     """
     columns = [list(judged).index(name) for name in asked]
-    return {"control-accuracy": _accuracy(answers, asked, columns, real_probabilities, real_attributes),
-            "control-leakage": _leakage(answers, asked, judged, columns, real_probabilities, real_attributes),
-            "control-identity": (_identity(answers, asked), None)}
+    return {"control": _accuracy(answers, asked, columns, real_probabilities, real_attributes),
+            "leakage": _leakage(answers, asked, judged, columns, real_probabilities, real_attributes),
+            "identity": (_identity(answers, asked), None)}
 
 
 def _accuracy(answers: Answers, asked: Sequence[str], columns: list[int], real_probabilities: np.ndarray,
@@ -130,7 +132,8 @@ def _accuracy(answers: Answers, asked: Sequence[str], columns: list[int], real_p
     mean, half = _mean_and_half(per_latent.mean(axis=0))
     reals = [ceiling for ceiling in ceilings if ceiling is not None]
     estimate = Estimate(value=mean, low=mean - half, high=min(1.0, mean + half), interval="95 %, over latents",
-                        details={"attributes": attributes, "latents": answers.on.shape[1]})
+                        details={"attributes": list(asked), "accuracy": {name: row["accuracy"] for name, row in attributes.items()},
+                                 "ceiling": dict(zip(asked, ceilings)), "per_attribute": attributes, "latents": answers.on.shape[1]})
     return estimate, float(np.mean(reals)) if reals else 0.5
 
 
@@ -150,17 +153,30 @@ def _leakage(answers: Answers, asked: Sequence[str], judged: Sequence[str], colu
     pairs = [data_effect(probabilities=real_probabilities, attributes=real_attributes, column=i, law=answers.conditions)
              for i in answers.which]
     explained, explained_error = np.stack([e for e, _ in pairs]), np.stack([s for _, s in pairs])
-    leakage, leakage_error = effect - explained, np.hypot(error, explained_error)       # [A, J]
+    leakage, leakage_error = beyond(effect, explained), np.hypot(error, explained_error)    # [A, J]
     off_diagonal = np.ones_like(leakage, dtype=bool)
     off_diagonal[np.arange(len(asked)), columns] = False
     value = float(np.abs(leakage[off_diagonal]).mean())
     half = Z95 * _jackknife_error(change, explained, off_diagonal)
-    noise = float((leakage_error[off_diagonal] * (2 / np.pi) ** 0.5).mean())
-    details = {"asked": list(asked), "judged": list(judged), "leakage": _rounded(leakage), "standard_error": _rounded(leakage_error),
+    noise = _noise(explained[off_diagonal], error[off_diagonal], explained_error[off_diagonal])
+    matrix = np.where(off_diagonal, leakage, effect)
+    details = {"attributes": list(asked), "judged": list(judged), "leakage": _rounded(matrix), "standard_error": _rounded(leakage_error),
                "effect": _rounded(effect), "explained_by_data": _rounded(explained),
                "leaks": _named_leaks(asked, judged, leakage, leakage_error, effect, explained, off_diagonal)}
     interval = "95 %, jackknife over latents"
     return Estimate(value=value, low=max(0.0, value - half), high=value + half, interval=interval, details=details), noise
+
+
+def beyond(effect: np.ndarray, explained: np.ndarray) -> np.ndarray:
+    """The signed distance from each effect to the span between 0 and what is explained: 0 inside it."""
+    return effect - np.clip(effect, np.minimum(explained, 0), np.maximum(explained, 0))
+
+
+def _noise(explained: np.ndarray, error: np.ndarray, explained_error: np.ndarray, draws: int = 200) -> float:
+    """The mean |leakage| that a model whose effects are exactly the data's would get at these standard errors."""
+    draw = np.random.default_rng(0)
+    effects = explained + error * draw.standard_normal((draws, len(explained)))
+    return float(np.abs(beyond(effects, explained + explained_error * draw.standard_normal((draws, len(explained))))).mean())
 
 
 def _named_leaks(asked: Sequence[str], judged: Sequence[str], leakage: np.ndarray, error: np.ndarray, effect: np.ndarray,
@@ -177,30 +193,30 @@ def _named_leaks(asked: Sequence[str], judged: Sequence[str], leakage: np.ndarra
 def _jackknife_error(change: np.ndarray, explained: np.ndarray, off_diagonal: np.ndarray, groups: int = 10) -> float:
     """Standard error of the mean |leakage| from the latents, by leaving out each tenth of them."""
     group = np.arange(change.shape[1]) % groups
-    left = np.array([np.abs((change[:, group != g].mean(axis=1) - explained)[off_diagonal]).mean() for g in range(groups)])
+    left = np.array([np.abs(beyond(change[:, group != g].mean(axis=1), explained)[off_diagonal]).mean() for g in range(groups)])
     return float(np.sqrt((groups - 1) / groups * ((left - left.mean()) ** 2).sum()))
 
 
 def _identity(answers: Answers, asked: Sequence[str]) -> Estimate:
     relative = answers.moved / max(answers.apart, 1e-12)                        # [A, n]
     mean, half = _mean_and_half(relative.mean(axis=0))
-    details = {"attributes": {name: float(row.mean()) for name, row in zip(asked, relative)}}
+    details = {"per_attribute": {name: float(row.mean()) for name, row in zip(asked, relative)}}
     return Estimate(value=mean, low=max(0.0, mean - half), high=mean + half, interval="95 %, over latents", details=details)
 
 
 def label_accuracy(*, probabilities: np.ndarray, attributes: np.ndarray, asked: Sequence[str], judged: Sequence[str]) -> Estimate:
     """For pictures that came with labels [N, A] and cannot be asked again: the judge's balanced accuracy on them, mean over attributes."""
-    rows: dict[str, Any] = {}
+    rows: dict[str, float] = {}
     for i, name in enumerate(asked):
         accuracy = balanced_accuracy(probabilities[:, list(judged).index(name)], attributes[:, i])
         if accuracy is not None:
-            rows[name] = {"accuracy": accuracy}
+            rows[name] = accuracy
     if not rows:
         raise UserError("The pictures' labels name no attribute that the judge knows and that some have and some have not.")
-    value = float(np.mean([row["accuracy"] for row in rows.values()]))
+    value = float(np.mean(list(rows.values())))
     half = Z95 * float(np.sqrt(value * (1 - value) / len(probabilities)))
     return Estimate(value=value, low=max(0.0, value - half), high=min(1.0, value + half), interval="95 %, binomial",
-                    details={"attributes": rows})
+                    details={"attributes": list(rows), "accuracy": rows})
 
 
 def combination_confusion(probabilities: np.ndarray, conditions: np.ndarray, columns: Sequence[int],

@@ -14,8 +14,8 @@ from mien.errors import UserError, did_you_mean
 from mien.metrics import attribute_control as control
 from mien.metrics import latent_quality as latent
 from mien.metrics.face_sets import combination_name, combinations_of
-from mien.metrics.fid import bias_curve, distance_name, fd_from_features
-from mien.metrics.kid import kernel_name, kid_from_features, kid_over_subsets
+from mien.metrics.fid import bias_curve, fd_from_features, metric_name
+from mien.metrics.kid import kid_from_features, kid_over_subsets
 from mien.metrics.memorization import memorization_from_features
 from mien.metrics.precision_recall import prdc_from_features
 from mien.metrics.protocol import Estimate, Protocol, Score
@@ -58,7 +58,7 @@ def evaluate(model: LoadedGenerator | FaceStore | Path, store: FaceStore, *, met
             found = METRICS[metric](subject)
             if metric == "fd" and with_bias_curve:
                 at_infinity = bias_curve(real=subject.real_features, fake=subject.fake_features)
-                found.append((f"{distance_name(features)}-infinite", at_infinity, 0.0))
+                found.append((metric_name("fd-infinite", features), at_infinity, 0.0))
         except UserError as problem:
             if on_problem is None:
                 raise
@@ -139,13 +139,17 @@ def _with(estimate: Estimate, **details: Any) -> Estimate:
     return dataclasses.replace(estimate, details={**estimate.details, **details})
 
 
+def _names(subject: Subject, *keys: str) -> dict[str, str]:
+    return {key: metric_name(key, subject.extractor.name) for key in keys}
+
+
 def _fd(subject: Subject) -> Found:
-    (metric, estimate, floor), = _compared(subject, fd_from_features, {"fd": distance_name(subject.extractor.name)})
+    (metric, estimate, floor), = _compared(subject, fd_from_features, _names(subject, "fd"))
     return [(metric, estimate, None if floor is None else floor * subject.floor_scale)]
 
 
 def _kid(subject: Subject) -> Found:
-    (metric, estimate, floor), = _compared(subject, kid_from_features, {"kid": kernel_name(subject.extractor.name)})
+    (metric, estimate, floor), = _compared(subject, kid_from_features, _names(subject, "kid"))
     if subject.extractor.name == "inception" and min(len(subject.real), len(subject.fake)) >= 1000:
         usual = kid_over_subsets(real=subject.real_features, fake=subject.fake_features)
         estimate = _with(estimate, over_subsets={"value": usual.value, **usual.details})
@@ -153,7 +157,7 @@ def _kid(subject: Subject) -> Found:
 
 
 def _prdc(subject: Subject) -> Found:
-    return _compared(subject, prdc_from_features, {key: key for key in ("precision", "recall", "density", "coverage")})
+    return _compared(subject, prdc_from_features, _names(subject, "precision", "recall", "density", "coverage"))
 
 
 def _control(subject: Subject) -> Found:
@@ -168,21 +172,23 @@ def _control(subject: Subject) -> Found:
         labelled = ((subject.judged(subject.fake, "judging labels"), subject.fake), (subject.real_probabilities, subject.real))
         of_fake, of_real = (control.label_accuracy(probabilities=probabilities, attributes=faces.attributes[:, which], asked=asked,
                                                    judged=judge.attribute_names) for probabilities, faces in labelled)
-        return [("control-accuracy", of_fake, of_real.value)]
+        return [("control", of_fake, of_real.value)]
     rows = subject.fake.attributes
     drawn = np.random.default_rng(subject.seed).permutation(len(rows))[:control.latents_for(len(asked), subject.latents)]
     answers = control.ask(generator, judge, rows[drawn], which, seed=subject.seed, truncation=subject.truncation)
     scores = control.control_scores(answers, asked=asked, judged=judge.attribute_names, real_probabilities=subject.real_probabilities,
                                     real_attributes=subject.real.attributes)
-    accuracy, floor = scores["control-accuracy"]
-    more: dict[str, Any] = {"judge": judge.weights_sha256,
+    accuracy, floor = scores["control"]
+    leakage, identity = scores["leakage"][0].details, scores["identity"][0].details
+    more: dict[str, Any] = {"judge": judge.weights_sha256, "judged": leakage["judged"], "leakage": leakage["leakage"],
+                            "leaks": leakage["leaks"], "identity": identity["per_attribute"],
                             "sweep": control.sweep(generator, judge, rows[drawn], which, columns, asked, seed=subject.seed,
                                                    truncation=subject.truncation),
                             "rare_combinations": control.rare_combinations(generator, judge, subject.real.attributes, which, columns, asked,
                                                                            seed=subject.seed, truncation=subject.truncation)}
     if len(asked) <= 4:
         more["combinations"] = control.combination_confusion(answers.base, rows[drawn][:, which], columns, asked)
-    scores["control-accuracy"] = _with(accuracy, **more), floor
+    scores["control"] = _with(accuracy, **more), floor
     return [(metric, estimate, at_best) for metric, (estimate, at_best) in scores.items()]
 
 

@@ -69,7 +69,8 @@ def generated_faces(generator: LoadedGenerator, conditions: np.ndarray, *, seed:
 def folder_faces(folder: Path, size: int, *, limit: int | None = None, seed: int = 0) -> FaceSet:
     """Pictures of a folder, scaled to size x size (antialiased Lanczos) where they differ; attributes from its attributes.csv, if any.
 
-    The CSV has a column for the file's name and one for each attribute, 0 or 1 (or -1). limit: so many, drawn by `seed`.
+    The CSV has a column for the file's name and one for each attribute, 0 or 1 (or -1); one called `seed` is passed over, so folders of
+    `mien sample` do. limit: so many pictures, drawn by `seed`.
     """
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
     if not files:
@@ -106,17 +107,16 @@ def _labels(path: Path, files: list[str]) -> tuple[tuple[str, ...], np.ndarray]:
     with open(path, newline="", encoding="utf-8-sig") as file:
         table = list(csv.reader(file))
     names = tuple(table[0][1:]) if table else ()
+    kept = [i for i, name in enumerate(names) if name != "seed"]
     given = {row[0]: row[1:] for row in table[1:] if row}
     missing = [name for name in files if name not in given]
     if missing:
         raise UserError(f"{path} has no line for {missing[0]} and {len(missing) - 1} other pictures.")
     try:
-        rows = [[int(float(value) > 0) for value in given[name]] for name in files]
-    except ValueError as error:
-        raise UserError(f"{path} holds something that is no number ({error}); write 0 or 1 for each attribute.") from None
-    if any(len(row) != len(names) for row in rows):
-        raise UserError(f"{path} has lines of different lengths.")
-    return names, np.array(rows, dtype=np.uint8).reshape(len(rows), len(names))
+        rows = [[int(float(given[name][i]) >= 0.5) for i in kept] for name in files]
+    except (ValueError, IndexError) as error:
+        raise UserError(f"{path} has a line with a missing or wrong value ({error}); write 0 or 1 for each attribute.") from None
+    return tuple(names[i] for i in kept), np.array(rows, dtype=np.uint8).reshape(len(rows), len(kept))
 
 
 def reference_indices(store: FaceStore, split: str, count: int, seed: int) -> np.ndarray:

@@ -19,9 +19,11 @@ Z95 = 1.959964  # half-width of a 95 % interval, in standard errors
 CURVE_POINTS = 6  # of the bias curve
 
 
-def distance_name(features: str) -> str:
-    """'fid' for the features FID is defined with, 'fd-<features>' for all others."""
-    return "fid" if features == "inception" else f"fd-{features}"
+def metric_name(metric: str, features: str) -> str:
+    """'fid', 'kid', 'precision' ... with the features these are defined with; 'fd-<features>', 'kid-<features>' ... with all others."""
+    if features == "inception":
+        return "fid" if metric == "fd" else metric
+    return f"{metric}-{features}"
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,6 @@ Z95 = 1.959964
 BLOCK = 1024  # rows of the kernel matrix held at a time
 
 
-def kernel_name(features: str) -> str:
-    """'kid' for the features KID is defined with, 'kid-<features>' for all others."""
-    return "kid" if features == "inception" else f"kid-{features}"
-
-
 def kid_from_features(*, real: np.ndarray, fake: np.ndarray) -> dict[str, Estimate]:
     """{'kid': Estimate}: unbiased MMD^2 over all pairs of features [N, F] and [M, F]; may fall below 0 by chance.
 

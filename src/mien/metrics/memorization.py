@@ -50,9 +50,9 @@ def nearest(points: np.ndarray, others: np.ndarray, *, same: bool = False) -> tu
 
 def memorization_from_features(*, fake: np.ndarray, training: np.ndarray, held_out: np.ndarray, fake_names: Sequence[str],
                                training_names: Sequence[str], seed: int = 0) -> Estimate:
-    """The share of samples nearer to a training image than the nearest 1 % of held-out reals are: about 0.01 for a model that does not copy.
+    """The share of samples nearer to a training image than the nearest 1 % of held-out reals are: 0.01 for a model that copies nothing.
 
-    Interval: Wilson's, 95 %. details: `share_test_p` (Fisher's exact test against the held-out reals), `distance_test_z` and `_p`
+    Interval: Wilson's, 95 %. details: `share_test_p` (Fisher's exact test against held-out reals), `distance_test_z` and `_p`
     (one-sided Mann-Whitney: are samples nearer than held-out reals on the whole?), `cell_test_z` (the same within cells of the training
     set, weighted: the data-copying test C_T of Meehan et al. 2020, arXiv:2004.05675, section 3; far below 0 is copying), `verdict`, and
     `worst`, the nearest pairs by name. Raises UserError for fewer than 100 held-out images.

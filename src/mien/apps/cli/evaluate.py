@@ -1,0 +1,207 @@
+"""`mien eval`: score a model against real faces. Every number comes with an interval, a floor and its protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mien.apps.cli.console import note, print_json, progress, say
+from mien.errors import UserError
+from mien.runs import Run
+
+if TYPE_CHECKING:
+    from mien.config import Eval
+    from mien.data.store import FaceStore
+    from mien.explore.load import LoadedGenerator
+    from mien.metrics.protocol import Score
+
+TORCHEVAL = "torcheval"
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, snapshot, bundled name, hf:user/repo, folder of PNGs, or store.")],
+    data: Annotated[Path, typer.Option(metavar="DIR", help="The store of real faces to compare with.")],
+    metrics: Annotated[str | None, typer.Option(metavar="A,B", help="fd, kid, prdc, control, memorization, latent; else all.")] = None,
+    features: Annotated[str, typer.Option(metavar="NAME", help="face, imagenet, inception, inception-768, torchvision-inception")] = "face",
+    count: Annotated[str, typer.Option(metavar="N", help="Images on each side: 2000, 10k; at most what the split has.")] = "10k",
+    split: Annotated[str, typer.Option(metavar="NAME", help="train, val or test.")] = "val",
+    seed: Annotated[int, typer.Option(min=0, help="Draws the faces and the reference.")] = 0,
+    truncation: Annotated[float, typer.Option(help="Scale of the latents.")] = 1.0,
+    weights: Annotated[Path | None, typer.Option(metavar="FILE", help="Weights of the features, in place of the usual ones.")] = None,
+    protocol: Annotated[str | None, typer.Option(metavar="NAME", help="torcheval: its own distance, with torchvision-inception.")] = None,
+    latents: Annotated[int, typer.Option(min=32, help="Faces that attributes are asked with.")] = 1000,
+    bias_curve: Annotated[bool, typer.Option("--bias-curve", help="Also the distance at infinite N.")] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Measure the real images anew.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Scores with protocol and details, as JSON.")] = False,
+    device: Annotated[str | None, typer.Option(metavar="NAME", help="cpu, cuda or mps; by default a GPU when there is one.")] = None,
+) -> None:
+    """Score a model: distances, precision and recall, control and leakage, memorisation, variety.
+
+    mien eval runs/demo --data faces --count 2000
+
+    Scores of a run are also written to its metrics.jsonl. The floor is what other real images get in the model's place.
+    """
+    from mien.config import parse_count
+    from mien.data.store import open_store
+    from mien.engine.build import choose_device
+    from mien.metrics import evaluate as scoring
+
+    chosen: list[str] | None = [name.strip() for name in metrics.split(",") if name.strip()] if metrics else None
+    if protocol is not None:
+        chosen, features = _protocol(protocol, chosen, features)
+    store = open_store(data)
+    subject = _open_model(model, str(choose_device(device)))
+    bar = _Bar()
+    try:
+        scores = scoring.evaluate(
+            subject, store, metrics=chosen, features=features, count=parse_count(count), split=split, seed=seed, truncation=truncation,
+            device=str(choose_device(device)), weights=weights, latents=latents, with_bias_curve=bias_curve, cache=not no_cache,
+            progress=bar, on_problem=note)  # fmt: skip
+    finally:
+        bar.close()
+    if not scores:
+        raise UserError("Nothing could be scored; the lines above say why.")
+    _record(model, subject, scores)
+    if as_json:
+        print_json([score.line() for score in scores])
+    else:
+        _show(scores)
+
+
+def score_snapshot(run: Run, path: Path, store: FaceStore, settings: Eval, *, nimg: int) -> str:
+    """Score a snapshot of a run in progress, write the scores to its metrics.jsonl, and return a line for the log.
+
+    A snapshot that cannot be scored (a collapsed or diverged generator) does not end the run: the line, and an event, say why.
+    """
+    from mien.engine.build import choose_device
+    from mien.explore.load import load_generator
+    from mien.metrics import evaluate as scoring
+
+    problems: list[str] = []
+    try:
+        device = str(choose_device(None))
+        scores = scoring.evaluate(load_generator(path, device=device), store, metrics=settings.metrics, features=settings.features,
+                                  count=settings.count, split=settings.split, device=device, on_problem=problems.append)  # fmt: skip
+    except UserError as problem:
+        scores, problems = [], [str(problem)]
+    for score in scores:
+        run.append("metrics", nimg, **score.record())
+    told = ", ".join(_brief(score) for score in scores)
+    seconds = sum(score.details["seconds"] for score in scores if "seconds" in score.details)
+    line = f"scored {path.stem}: " + "; ".join(filter(None, [told, *problems])) + (f" ({seconds:.0f} s)" if scores else "")
+    run.event(nimg, "score", line)
+    return line
+
+
+def _protocol(name: str, metrics: list[str] | None, features: str) -> tuple[list[str], str]:
+    if name != TORCHEVAL:
+        raise UserError(f"No protocol is named {name}; there is {TORCHEVAL}, and without --protocol mien's own.")
+    if metrics is not None or features not in ("face", "torchvision-inception"):
+        raise UserError("--protocol torcheval chooses metric and features itself: leave out --metrics and --features.")
+    return [TORCHEVAL], "torchvision-inception"
+
+
+def _open_model(model: str, device: str) -> LoadedGenerator | FaceStore | Path:
+    """What MODEL stands for: a store, a folder of pictures, or whatever `load_generator` knows."""
+    from mien.data.store import open_store
+    from mien.explore.load import is_generator, load_generator
+
+    path = Path(model)
+    if path.is_dir() and not (path / "config.json").exists():
+        if (path / "manifest.json").exists():
+            return open_store(path)
+        if not any(is_generator(file) for file in path.glob("*.json")):
+            return path
+    return load_generator(model, device=device)
+
+
+def _record(model: str, subject: Any, scores: list[Score]) -> None:
+    """Into metrics.jsonl, when the model is of a run."""
+    if not Path(model).exists() or not hasattr(subject, "net"):
+        return
+    folder = next((parent for parent in (Path(model), *Path(model).resolve().parents[:2]) if (parent / "config.json").exists()), None)
+    if folder is None:
+        return
+    run = Run.open(folder)
+    for score in scores:
+        run.append("metrics", score.protocol.nimg or 0, **score.record())
+    note(f"{len(scores)} scores written to {run.path / 'metrics.jsonl'}.")
+
+
+def _show(scores: list[Score]) -> None:
+    """A table, what it cannot hold in sentences, and the protocol."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("metric", header_style="bold")
+    for column in ("value", "95 % interval", "reals get", "s"):
+        table.add_column(column, justify="right")
+    for score in scores:
+        interval = "-" if score.low is None or score.high is None else f"{score.low:.4g} .. {score.high:.4g}"
+        floor = "-" if score.floor is None else f"{score.floor:.4g}"
+        table.add_row(score.metric, f"{score.value:.4g}", interval, floor, f"{score.details.get('seconds', 0):.1f}")
+    Console().print(table)
+    for sentence in _sentences(scores):
+        say(sentence)
+    say(f"Protocol: {scores[0].protocol.line()}.")
+
+
+def _sentences(scores: list[Score]) -> list[str]:
+    found: list[str] = []
+    for score in scores:
+        details = score.details
+        found += [f"{score.metric}: {word}." for word in details.get("warnings") or []]
+        if details.get("verdict"):
+            found.append(f"{score.metric}: {details['verdict']}.")
+        if score.metric == "control":
+            found.append("control: " + ", ".join(f"{name} {value:.1%} (reals {_percent(details.get('ceiling', {}).get(name))})"
+                                                 for name, value in details["accuracy"].items()) + ".")
+        if score.metric == "leakage":
+            found += [f"leakage: asking for {leak['asked']} moves {leak['judged']} by {leak['leakage']:+.2f} "
+                      f"({leak['low']:+.2f} .. {leak['high']:+.2f}) beyond the {leak['explained']:+.2f} that the data explain."
+                      for leak in details["leaks"][:5]]
+    first = scores[0].details
+    found += [f"Note: {word}." for word in first.get("notes", [])]
+    if first.get("floor_from"):
+        found.append(f"'reals get': {first['floor_from']}.")
+    if scores[-1].details.get("reals_from_cache"):
+        found.append("Features of the real images came from the cache.")
+    return found
+
+
+def _brief(score: Score) -> str:
+    floor = "" if score.floor is None else f", reals {score.floor:.4g}"
+    half = "" if score.low is None or score.high is None else f" [{score.low:.4g}, {score.high:.4g}{floor}]"
+    return f"{score.metric} {score.value:.4g}{half}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+class _Bar:
+    """One progress bar after another, as stages come: called with (stage, images done, images in all)."""
+
+    def __init__(self) -> None:
+        self.stage: str | None = None
+        self.done = 0
+        self.advance: Callable[[int], None] | None = None
+        self.context: Any = None
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage != self.stage:
+            self.close()
+            self.stage, self.done = stage, 0
+            self.context = progress(f"Measuring {stage}", total)
+            self.advance = self.context.__enter__()
+        if self.advance:
+            self.advance(done - self.done)
+        self.done = done
+
+    def close(self) -> None:
+        if self.context is not None:
+            self.context.__exit__(None, None, None)
+        self.context = self.advance = self.stage = None
