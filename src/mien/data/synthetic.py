@@ -299,7 +299,7 @@ def _hair(n: _Numbers, has: dict[str, Array], parts: dict[str, Array]) -> dict[s
         "bun": 1.0 * bun,
         "earrings": 1.0 * (~male & ~long & n.chance(0.6)),
         "hair_width": np.where(bald, width + 0.012, width + around),
-        "hair_top": np.where(bald, 0.67, 0.72 + 0.13 * full + 0.05 * curly),
+        "hair_top": np.where(bald | has["Wearing_Hat"], 0.67, 0.72 + 0.13 * full + 0.05 * curly),
         "hair_bottom": np.where(bald, 0.5, bottom),
         "hair_square": np.where(long, n.uniform(0.3, 0.8), 0.3),
         "wavy": n.uniform(0, 1) * long,
