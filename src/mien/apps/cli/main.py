@@ -32,6 +32,7 @@ COMMANDS: dict[str, dict[str, str]] = {  # section -> command -> module:function
         "train-classifier": "classifier:train_classifier",
     },
     "Measure": {
+        "eval": "evaluate:evaluate",
         "report": "report:report",
         "compare": "report:compare",
     },
@@ -158,12 +159,13 @@ def _load(place: str) -> Any:
 def _build(name: str) -> Any:
     """The typer command of a name, its examples kept from being wrapped."""
     target = _load(PLACES[name])
-    if not isinstance(target, typer.Typer):
+    if isinstance(target, typer.Typer):
+        command: Any = typer.main.get_group(target)
+        command.name = name
+    else:
         single = typer.Typer(add_completion=False, rich_markup_mode=None)
         single.command(name)(target)
-        target = single
-    command = typer.main.get_command(target)
-    command.name = name
+        command = typer.main.get_command(single)
     for each in (command, *getattr(command, "commands", {}).values()):
         each.help = _verbatim_examples(each.help or "")
     return command
