@@ -7,10 +7,10 @@ People's: a CSV whose first column is the file name and whose others are 0/1, -1
 import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 import numpy as np
 
+from mien.data.files import stem
 from mien.data.store import SPLITS
 from mien.errors import UserError
 
@@ -68,8 +68,8 @@ def match(files: Sequence[str], rows: Mapping[str, object], label: str) -> list[
         last = name.rsplit("/", 1)[-1]
         key = name if name in rows else last if last in rows else None
         if key is None:
-            by_stem = by_stem if by_stem is not None else {PurePosixPath(row).stem: row for row in rows}
-            key = by_stem.get(PurePosixPath(name).stem)
+            by_stem = by_stem if by_stem is not None else {stem(row): row for row in rows}
+            key = by_stem.get(stem(name))
         if key is None:
             missing.append(name)
         else:
@@ -129,33 +129,35 @@ def _codes(cells: list[str]) -> bytes:
 
 
 def _split(cell: str, label: str, number: int) -> int:
-    code = SPLIT_WORDS.get(cell.strip().lower())
+    code = SPLIT_WORDS.get(cell) if cell in SPLIT_WORDS else SPLIT_WORDS.get(cell.strip().lower())
     if code is None:
         raise UserError(f"line {number} of {label} has the split {cell!r}; say train, val or test (0, 1 or 2)")
     return code
 
 
-def read_partition(data: bytes, label: str) -> dict[str, int]:
-    """list_eval_partition, as text (`000001.jpg 0`) or CSV: {file name: 0, 1 or 2}. UserError with the line that is wrong."""
+def read_partition(data: bytes, label: str, files: Sequence[str]) -> np.ndarray:
+    """list_eval_partition, as text (`000001.jpg 0`) or CSV: uint8 [N], the split of each of these files. UserError as `Table.select`."""
     lines = _text(data, label).splitlines()
-    mark = _delimiter(lines[0]) if lines else None
-    result = {}
-    for number, line in enumerate(lines[1:] if mark else lines, 2 if mark else 1):
-        cells = line.split(mark)
-        if not line.strip():
-            continue
+    delimiter = _delimiter(lines[0]) if lines else None
+    start = 1 if delimiter else 0       # a CSV has a line of column names
+    by_name = {line.partition(delimiter or " ")[0]: (number, line) for number, line in enumerate(lines[start:], start + 1)}
+    splits = np.empty(len(files), np.uint8)
+    for at, key in enumerate(match(files, by_name, label)):
+        number, line = by_name[key]
+        cells = line.split(delimiter)
         if len(cells) != 2:
             raise UserError(f"line {number} of {label} should be a file name and a 0, 1 or 2; download it again, or mend that line")
-        result[cells[0].strip()] = _split(cells[1], label, number)
-    return result
+        splits[at] = _split(cells[1], label, number)
+    return splits
 
 
 def official_split(name: str) -> int | None:
     """CelebA's partition as a rule, for want of the file: 1 to 162,770 train, to 182,637 val, to 202,599 test. None for other names."""
-    stem = PurePosixPath(name).stem
-    if not (stem.isdigit() and 1 <= int(stem) <= 202_599):
+    digits = stem(name)
+    number = int(digits) if digits.isascii() and digits.isdigit() else 0
+    if not 1 <= number <= 202_599:
         return None
-    return 0 if int(stem) <= 162_770 else 1 if int(stem) <= 182_637 else 2
+    return 0 if number <= 162_770 else 1 if number <= 182_637 else 2
 
 
 def _text(data: bytes, label: str) -> str:

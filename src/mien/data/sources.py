@@ -15,13 +15,13 @@ where a source has train and test but no val, val is drawn so from train.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from mien.data import annotations
-from mien.data.files import Files, FolderFiles, ZipFiles, is_image, open_files
+from mien.data.files import Files, FolderFiles, ZipFiles, is_image, open_files, stem
 from mien.errors import UserError, did_you_mean
 
 CELEBA_COUNT = 202_599
@@ -97,7 +97,7 @@ def _from_files(files: Files) -> list[Source]:
     celeba = _celeba_folders(files, images)
     if celeba:
         return _celeba(files, celeba)
-    if any(PurePosixPath(name).name == "data_batch_1" for name in files.sizes):
+    if any(name.endswith("data_batch_1") for name in files.sizes):
         from mien.data.cifar import cifar_batches
         return [cifar_batches(files)]
     inner = [files.path / f"{folder}.zip" for folder in CELEBA_FOLDERS] if isinstance(files, FolderFiles) and not images else []
@@ -148,18 +148,16 @@ def _celeba(files: Files, folders: dict[str, list[str]]) -> list[Source]:
     """A source per aligned folder. A folder adds only the images that the ones before it lack: the half-size one fills gaps, no more."""
     attributes, partition = _annotation(files, ATTRIBUTE_FILES), _annotation(files, PARTITION_FILES)
     table = annotations.read_table(attributes[1], attributes[0]) if attributes else None
-    parts = annotations.read_partition(partition[1], partition[0]) if partition else None
     sources: list[Source] = []
     taken: set[str] = set()
     for folder, members in folders.items():
-        keys = []
-        for key in members:
-            stem = PurePosixPath(key).stem
-            if stem not in taken:
-                taken.add(stem)
-                keys.append(key)
-        names = [PurePosixPath(key).name for key in keys]
-        source = Source(folder, "CelebA", files, keys, names, [files.sizes[key] for key in keys], skipped=_strangers(files, members))
+        by_stem = {stem(key): key for key in members}
+        keys = [key for each, key in by_stem.items() if each not in taken]
+        taken.update(by_stem)
+        names = [key.rpartition("/")[2] for key in keys]
+        splits, remarks = _celeba_splits(folder, names, partition)
+        source = Source(folder, "CelebA", files, keys, names, [files.sizes[key] for key in keys], splits=splits,
+                        skipped=_strangers(files, members), notes=remarks)
         if len(keys) < len(members):
             better = sources[0].name if sources else folder
             source.notes.append(f"{folder}: {len(members) - len(keys):,} images left out, since {better} has them")
@@ -167,7 +165,6 @@ def _celeba(files: Files, folders: dict[str, list[str]]) -> list[Source]:
             source.attribute_names, source.attributes, _ = table.select(names)
         else:
             source.notes.append(f"{folder}: found no list_attr_celeba (.txt or .csv) in it, beside it or one level up, so no attributes")
-        source.splits = _celeba_splits(source, parts, partition[0] if partition else None)
         source.listed = len(table.lines) if table else CELEBA_COUNT
         if keys:
             sources.append(source)
@@ -176,15 +173,14 @@ def _celeba(files: Files, folders: dict[str, list[str]]) -> list[Source]:
     return sources
 
 
-def _celeba_splits(source: Source, parts: dict[str, int] | None, label: str | None) -> np.ndarray:
-    if parts is not None and label is not None:
-        return np.array([parts[key] for key in annotations.match(source.names, parts, label)], np.uint8)
-    numbers = [annotations.official_split(name) for name in source.names]
+def _celeba_splits(folder: str, names: list[str], partition: tuple[str, bytes] | None) -> tuple[np.ndarray, list[str]]:
+    """uint8 [n] from list_eval_partition (label, bytes), and remarks; for want of it, from the official numbers."""
+    if partition is not None:
+        return annotations.read_partition(partition[1], partition[0], names), []
+    numbers = [annotations.official_split(name) for name in names]
     if None in numbers:
-        source.notes.append(f"{source.name}: found no list_eval_partition, and names are not CelebA's: 10 % drawn for val, no test split")
-        return hash_splits(source.names)
-    source.notes.append(f"{source.name}: found no list_eval_partition (.txt or .csv); CelebA's official bounds by number were used")
-    return np.array(numbers, np.uint8)
+        return hash_splits(names), [f"{folder}: no list_eval_partition, and names are not CelebA's: 10 % drawn for val, no test split"]
+    return np.array(numbers, np.uint8), [f"{folder}: no list_eval_partition (.txt or .csv); the official bounds by number were used"]
 
 
 # ---- other people's images
@@ -262,10 +258,11 @@ def _strangers(files: Files, images: list[str]) -> dict[str, str]:
     folders = {name.rpartition("/")[0] for name in images}
     strangers = {}
     for name in files.sizes:
-        folder, _, last = name.rpartition("/")
-        on_purpose = last.lower().endswith(COMPANIONS) or last.upper().startswith(("README", "LICEN")) or last in KNOWN_FILES
-        if folder in folders and not is_image(name) and not on_purpose:
-            strangers[name] = "not an image file"
+        if not is_image(name):
+            folder, _, last = name.rpartition("/")
+            on_purpose = last.lower().endswith(COMPANIONS) or last.upper().startswith(("README", "LICEN")) or last in KNOWN_FILES
+            if folder in folders and not on_purpose:
+                strangers[name] = "not an image file"
     return strangers
 
 

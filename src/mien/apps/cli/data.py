@@ -127,9 +127,9 @@ def inspect(
     if facts["attributes"]:
         console.say()
         splits = [split for split, count in facts["splits"].items() if count]
-        console.print_table(["attribute", "images", "of all", *(f"of {split}" for split in splits)],
-                            [[row["name"], row["count"], percent(row["share"]), *(percent(row["splits"][split]["share"]) for split in splits)]
-                             for row in facts["attributes"]])
+        rows = [[row["name"], row["count"], percent(row["share"]), *(percent(row["splits"][split]["share"]) for split in splits)]
+                for row in facts["attributes"]]
+        console.print_table(["attribute", "images", "of all", *(f"of {split}" for split in splits)], rows)
     if facts["pairs"]:
         console.say("\nstrongest correlations (all of them with --json)")
         console.print_table(["attribute", "with", "r"], [[pair["a"], pair["b"], f"{pair['r']:+.3f}"] for pair in facts["pairs"][:10]])
