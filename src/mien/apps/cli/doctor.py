@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import os
 import platform
 import re
-import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mien import __version__
 from mien.apps.cli.console import duration, print_json, print_table, say
 from mien.errors import UserError
 
@@ -63,6 +61,8 @@ def doctor(
 
 def machine() -> dict[str, Any]:
     """Versions, cores, memory, disk and GPUs. What the system does not say is None."""
+    import shutil
+
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -72,7 +72,7 @@ def machine() -> dict[str, Any]:
         free, total = torch.cuda.mem_get_info(index)
         gpus.append({"name": properties.name, "memory_gb": round(total / 2**30, 1), "free_gb": round(free / 2**30, 1)})
     return {
-        "mien": importlib.import_module("mien").__version__,
+        "mien": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": cores,
@@ -94,6 +94,8 @@ def _memory_gb() -> float | None:
 
 def packages() -> list[dict[str, Any]]:
     """Each package that mien can use: name, extra (None: always needed), version (None: missing), install (how to get a missing one)."""
+    import importlib.metadata
+
     rows = []
     for requirement in _requirements():
         match = EXTRA.match(requirement)
@@ -110,6 +112,8 @@ def packages() -> list[dict[str, Any]]:
 
 
 def _requirements() -> list[str]:
+    import importlib.metadata
+
     try:
         return importlib.metadata.requires("mien") or []
     except importlib.metadata.PackageNotFoundError:  # run from its source folder, not installed

@@ -11,7 +11,6 @@ import importlib
 import inspect
 import os
 import sys
-import tempfile
 import textwrap
 import traceback
 from typing import Annotated, Any
@@ -137,6 +136,8 @@ def _usage(error: Any) -> int:
 def _unexpected(error: Exception) -> int:
     if os.environ.get("MIEN_DEBUG"):
         return 1
+    import tempfile
+
     with tempfile.NamedTemporaryFile("w", prefix="mien-error-", suffix=".log", delete=False, encoding="utf-8") as log:
         log.write(f"mien {__version__}: {sys.argv}\n")
         traceback.print_exception(error, file=log)
