@@ -1,0 +1,260 @@
+"""What a run directory says, for the report and the comparison: verdict, best scores, time, recipe. Numbers and words, no markup."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mien.errors import UserError
+from mien.reports.charts import EVENTS, Mark
+from mien.reports.page import duration, images, number
+from mien.runs import Run
+
+TITLES = {
+    "fd-face": "Fréchet distance, face features",
+    "fid": "FID",
+    "kid-face": "KID, face features",
+    "precision": "Precision",
+    "recall": "Recall",
+    "density": "Density",
+    "coverage": "Coverage",
+    "control-accuracy": "Attribute accuracy",
+    "control-leakage": "Attribute leakage",
+    "control-identity": "Identity moved",
+    "memorization": "Memorisation",
+    "diversity": "Diversity",
+    "twins": "Twins among samples",
+    "path-length": "Path length",
+}
+LOWER_IS_BETTER = ("fd-", "fid", "kid", "path-length", "control-leakage", "control-identity")
+HIGHER_IS_BETTER = ("precision", "recall", "density", "coverage", "control-accuracy")
+# What must agree before two scores are ranked: the data, both counts, the feature space, and how the generator was asked.
+SAME = ("store", "crop", "size", "split", "n_real", "n_fake", "features", "weights_sha256", "ema", "truncation", "conditions")
+
+STATES = {
+    "finished": "Finished",
+    "running": "Still running",
+    "stopped": "Stopped",
+    "failed": "Failed",
+    "interrupted": "Interrupted (its process is gone)",
+}
+
+
+@dataclass(frozen=True)
+class Score:
+    """One line of metrics.jsonl. low, high, floor: None where the line gives none."""
+
+    nimg: int
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+    floor: float | None
+    protocol: Mapping[str, Any]
+    details: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """Scores with the same key may be compared."""
+        known = [self.protocol.get(name) for name in SAME]
+        return json.dumps([self.metric, known if any(v is not None for v in known) else self.protocol], sort_keys=True, default=str)
+
+
+def finite(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) else None
+
+
+def scores(run: Run) -> list[Score]:
+    """Every readable line of metrics.jsonl, oldest first; a line without a number or a metric's name is passed over."""
+    out = []
+    for line in run.metrics():
+        value, nimg = finite(line.get("value")), finite(line.get("nimg"))
+        if value is not None and nimg is not None and line.get("metric"):
+            low, high, floor = (finite(line.get(name)) for name in ("low", "high", "floor"))
+            protocol, details = as_object(line.get("protocol")), as_object(line.get("details"))
+            out.append(Score(int(nimg), str(line["metric"]), value, low, high, floor, protocol, details))
+    return out
+
+
+def title(metric: str) -> str:
+    return TITLES.get(metric, metric)
+
+
+def direction(metric: str) -> int:
+    """-1: lower is better, 1: higher is better, 0: not a matter of better."""
+    return -1 if metric.startswith(LOWER_IS_BETTER) else 1 if metric.startswith(HIGHER_IS_BETTER) else 0
+
+
+def best(some: Sequence[Score]) -> Score | None:
+    """The best of scores that share a key (the newest where neither way is better)."""
+    if not some:
+        return None
+    sign = direction(some[0].metric)
+    return max(some, key=lambda score: (sign * score.value, score.nimg)) if sign else some[-1]
+
+
+def headline(all_scores: Sequence[Score]) -> Score | None:
+    """The score a run is named by: the best Frechet distance under the newest protocol, as Run.best_snapshot picks, else any metric's."""
+    frechet = [score for score in all_scores if score.metric.startswith(("fd-", "fid"))]
+    newest = (frechet or list(all_scores))[-1:]
+    return best([score for score in all_scores if newest and score.key == newest[0].key])
+
+
+def score_in_words(score: Score) -> str:
+    """'fd-face 21.4 (20.8 to 22.1; real against real 3.1)'."""
+    span = f"{number(score.low)} to {number(score.high)}" if score.low is not None and score.high is not None else ""
+    floor = f"real against real {number(score.floor)}" if score.floor is not None else ""
+    inside = "; ".join(filter(None, (span, floor)))
+    return f"{score.metric} {number(score.value)}" + (f" ({inside})" if inside else "")
+
+
+def column(scalars: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(thousands of images, values) of one scalar over the ticks that have it; null and text become NaN."""
+    rows = [(finite(row.get("nimg")), row[name]) for row in scalars if name in row and finite(row.get("nimg")) is not None]
+    values = [value if (value := finite(given)) is not None else math.nan for _, given in rows]
+    return np.array([nimg for nimg, _ in rows], dtype=float) / 1000, np.array(values, dtype=float)
+
+
+def time_s(run: Run) -> float | None:
+    """Seconds the run was at work: the pauses between a stop or crash and its resume are left out. None when nothing was logged."""
+    events = [event for event in run.events() if finite(event.get("time_s")) is not None]
+    starts = sorted(event["time_s"] for event in events if event.get("kind") in ("start", "resume"))
+    said = sorted(value for row in (*run.scalars(), *events) if (value := finite(row.get("time_s"))) is not None)
+    if not said:
+        return None
+    total = 0.0
+    edges = [*(starts or said[:1]), math.inf]
+    for begin, end in zip(edges, edges[1:]):
+        inside = [moment for moment in said if begin <= moment < end]
+        total += inside[-1] - begin if inside else 0.0
+    return total
+
+
+def status(run: Run) -> Mapping[str, Any]:
+    """status.json; empty when it is damaged, for the rest of the run can still be told."""
+    try:
+        return run.status
+    except UserError:
+        return {}
+
+
+def nimg(run: Run) -> int:
+    """Real images shown to D: what status.json says, else the last line that says it."""
+    told = finite(status(run).get("nimg"))
+    return int(told if told is not None else max((finite(row.get("nimg")) or 0 for row in (*run.scalars(), *run.events())), default=0))
+
+
+def marks(run: Run) -> list[Mark]:
+    """The events that belong on a chart."""
+    out = [
+        Mark(event["nimg"] / 1000, str(event.get("kind")), str(event.get("message", "")))
+        for event in run.events()
+        if event.get("kind") in EVENTS and event["kind"] != "score" and finite(event.get("nimg")) is not None
+    ]
+    first: dict[int, str] = {}
+    for score in scores(run):
+        first[score.nimg] = (first[score.nimg] + ", " if score.nimg in first else "") + f"{score.metric} {number(score.value)}"
+    return out + [Mark(at / 1000, "score", text) for at, text in first.items()]
+
+
+def verdict(run: Run) -> str:
+    """The run in one sentence: state, images, time, best score with interval and floor, diagnoses."""
+    state, seen, spent = status(run), nimg(run), time_s(run)
+    total = finite(state.get("total_nimg"))
+    began = bool(run.scalars())
+    said = STATES.get(str(state.get("state")), "Of unknown state" if began else "Not begun")
+    of = f" of {images(total)}" if total and total > seen else ""
+    reached = f"{said} after {images(seen)}{of} real images" + (f" in {duration(spent)}" if spent else "")
+    parts = [reached if began or seen else f"{said}: nothing was logged yet"]
+    score = headline(scores(run))
+    if score:
+        parts.append(f"best {score_in_words(score)} at {images(score.nimg)} images")
+    elif began:
+        parts.append("not scored yet")
+    return "; ".join([*parts, *_alarms(scores(run)), *_troubles(run.events())]) + "."
+
+
+def in_words(all_scores: Sequence[Score]) -> dict[str, str]:
+    """{metric: what the newest such score says of itself in words}: copying, collapse, and what makes a number doubtful."""
+    said: dict[str, str] = {}
+    for score in all_scores:
+        words = [score.details.get("verdict"), *(score.details.get("warnings") or [])]
+        said.pop(score.metric, None)
+        if any(words):
+            said[score.metric] = "; ".join(str(word) for word in words if word)
+    return said
+
+
+def _alarms(all_scores: Sequence[Score]) -> list[str]:
+    """What belongs in the first sentence: samples that copy the training set or hardly vary."""
+    return [words.split(";")[0] for words in in_words(all_scores).values() if words.startswith(("copying", "collapsed", "narrow"))]
+
+
+def _troubles(events: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Diagnoses by name and how often, rollbacks, the last error."""
+    named = Counter(_short(event) for event in events if event.get("kind") == "diagnosis")
+    out = []
+    if named:
+        shown = [f"{name}" + (f" ({count} times)" if count > 1 else "") for name, count in named.most_common(3)]
+        out.append("diagnosed: " + ", ".join(shown) + (f" and {len(named) - 3} more" if len(named) > 3 else ""))
+    back = sum(event.get("kind") == "rollback" for event in events)
+    if back:
+        out.append(f"rolled back {'once' if back == 1 else 'twice' if back == 2 else f'{back} times'}")
+    errors = [event for event in events if event.get("kind") == "error"]
+    if errors:
+        out.append(f"error: {_short(errors[-1])}")
+    return out
+
+
+def _short(event: Mapping[str, Any]) -> str:
+    """A diagnosis' name where the event has one, else the first clause of its message."""
+    text = str(event.get("name") or event.get("diagnosis") or event.get("message") or "unnamed").strip()
+    for stop in (". ", ": ", "; "):
+        text = text.split(stop)[0]
+    return (text if len(text) <= 90 else text[:88].rsplit(" ", 1)[0] + " …").rstrip(".")
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'a': {'b': 1}} -> {'a.b': 1}."""
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        out |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return out
+
+
+def recipe(run: Run) -> dict[str, Any]:
+    config = run.config.get("config")
+    return flatten(config) if isinstance(config, dict) else {}
+
+
+def setting(value: Any) -> str:
+    """A setting as a person would type it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {setting(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, list):
+        return "[" + ", ".join(setting(item) for item in value) + "]"
+    return f"{value:,}" if isinstance(value, int) and value >= 10_000 else str(value)
+
+
+def command(run: Run) -> str | None:
+    """The command that made the run, ready for a shell."""
+    given = run.config.get("command")
+    return shlex.join(map(str, given)) if isinstance(given, list) and given else str(given) if given else None
+
+
+def as_object(value: Any) -> Mapping[str, Any]:
+    """`value` if it is an object, else an empty one: files of another version must not break a page."""
+    return value if isinstance(value, dict) else {}
