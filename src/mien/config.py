@@ -283,7 +283,9 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not equals:
         raise UserError(f"--set {text}: write section.key=value.")
     _known(key, "--set")
-    if value.lower() in ("none", "null"):
+    if key == "data.attributes" and value.lower() in ("all", "none"):
+        return key, None if value.lower() == "all" else []
+    if value.lower() == "none" and DEFAULTS[key] is None:  # elsewhere "none" is a choice by that name
         return key, None
     try:
         return key, tomllib.loads(f"value = {value}")["value"]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMAT = "mien-run/1"
+_STARTED_S = time.time()
 STALE_AFTER_S = 600  # a "running" status older than this on another machine is taken for dead
 
 
@@ -108,6 +109,8 @@ class Run:
     def _alive(status: dict[str, Any]) -> bool:
         if status.get("host") not in (None, _host()):  # another machine's process cannot be asked
             return time.time() - status.get("updated_s", 0) < STALE_AFTER_S
+        if status.get("pid") == os.getpid():  # a number that came round again, as in a container: this process is not training
+            return status.get("updated_s", 0) >= _STARTED_S
         try:
             os.kill(int(status["pid"]), 0)
         except PermissionError:

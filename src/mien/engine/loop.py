@@ -40,6 +40,7 @@ class Loop:
         table = [(tuple(row), share) for row, share in meta["attribute_table"]]
         self.grid = SampleGrid(run, z_dim=state.G.z_dim, names=meta["attributes"], table=table, columns=config.sample.columns)
         self.meter = SignalMeter()
+        self._checkpoint_nimg = self._snapshot_nimg = -1
         self._tick_started_s, self._tick_started_nimg = time.monotonic(), state.nimg
 
     def train(self) -> bool:
@@ -107,12 +108,12 @@ class Loop:
         return self.should_stop
 
     def _last_things(self, finished: bool) -> None:
-        """A stop loses nothing: whatever the reason, the state on disk is the state in memory."""
-        self.save_checkpoint()
-        if finished:
+        """A stop loses nothing: the state on disk is the state in memory."""
+        if self._checkpoint_nimg != self.state.nimg:
+            self.save_checkpoint()
+        if finished and self._snapshot_nimg != self.state.nimg:
             self.save_snapshot()
             self.grid.draw(self.state.ema, self.state.nimg, self.task.device)
-            self.grid.draw_mosaic(self.state.ema, self.task.device)
         state, word = ("finished", "Finished") if finished else ("stopped", "Stopped")
         self.run.event(self.state.nimg, "finish" if finished else "stop", f"{word} at {self.state.nimg:,} images.")
         self.write_status(state)
@@ -126,12 +127,14 @@ class Loop:
         checkpoint.save_checkpoint(self.run.path / "checkpoints", nimg=nimg, tensors=tensors, plain=self.state.plain())
         every = round(1000 * train.keep_every_kimg) if train.keep_every_kimg else None
         checkpoint.prune(self.run.checkpoints(), keep=train.keep, keep_every_nimg=every)
+        self._checkpoint_nimg = nimg
         self.run.event(nimg, "checkpoint", f"Checkpoint at {nimg:,} images.")
 
     def save_snapshot(self) -> None:
         nimg = self.state.nimg
         path = checkpoint.save_snapshot(self.run.path / "snapshots" / kimg_name(nimg), self.state.ema, {**self.meta, "nimg": nimg})
         self.grid.draw_mosaic(self.state.ema, self.task.device)
+        self._snapshot_nimg = nimg
         self.run.event(nimg, "snapshot", f"Snapshot {path.name}.")
         self.on_snapshot(path, nimg)
 

@@ -58,6 +58,11 @@ def generator_signals(*, loss: torch.Tensor, fake: torch.Tensor) -> dict[str, to
     return {"loss_g": loss.mean(), "fooling_rate": (fake > 0).float().mean()}
 
 
+def mean_of(pieces: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The signals of a batch from those of its equal pieces."""
+    return pieces[0] if len(pieces) == 1 else {name: torch.stack([piece[name] for piece in pieces]).mean() for name in pieces[0]}
+
+
 @torch.no_grad()
 def relative_change(before: list[torch.Tensor], after: list[torch.Tensor]) -> torch.Tensor:
     """|after - before| / |before| over all tensors together."""

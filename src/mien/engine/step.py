@@ -13,7 +13,7 @@ from mien.config import Config
 from mien.data.loader import FaceLoader
 from mien.engine.ema import ema_decay, ema_update
 from mien.engine.schedules import Knobs
-from mien.engine.signals import discriminator_signals, generator_signals, relative_change
+from mien.engine.signals import discriminator_signals, generator_signals, mean_of, relative_change
 from mien.engine.state import TrainState, step_seed
 from mien.losses.auxiliary import feature_matching
 from mien.losses.catalogue import Adversarial
@@ -69,6 +69,7 @@ def train_step(s: TrainState, task: Task, knobs: Knobs, *, measure: bool = False
         update = s.nimg // batch
         with task.autocast(), torch.set_grad_enabled(share_fakes):
             fake = s.G(noise(), attributes)
+        seen = []
         with updating(s.D, s.opt_d, "d", knobs.lr_d, knobs, signals, measure):
             for i in range(0, batch, micro):
                 r, f, a = (part[i : i + micro] for part in (real, fake.detach(), attributes))
@@ -82,7 +83,8 @@ def train_step(s: TrainState, task: Task, knobs: Knobs, *, measure: bool = False
                         total = total + every * gamma / 2 * values.sum()
                         signals[f"{name}_penalty"] = values.detach().mean()
                 (total / batch).backward()
-        signals |= discriminator_signals(loss=loss, real=real_logits, fake=fake_logits)
+                seen.append(discriminator_signals(loss=loss, real=real_logits, fake=fake_logits))
+        signals |= mean_of(seen)
         s.nimg += batch
 
     # Generator: make D call fakes real.
@@ -91,6 +93,7 @@ def train_step(s: TrainState, task: Task, knobs: Knobs, *, measure: bool = False
         if not share_fakes:
             latents = noise()
             attributes = attributes if task.adversarial.pairs else task.data.draw_attributes(batch)
+        seen = []
         with updating(s.G, s.opt_g, "g", knobs.lr_g, knobs, signals, measure):
             for i in range(0, batch, micro):
                 r, a = real[i : i + micro], attributes[i : i + micro]
@@ -106,7 +109,8 @@ def train_step(s: TrainState, task: Task, knobs: Knobs, *, measure: bool = False
                             real_features = s.D.features(task.augment(r, knobs.augment_p), a)
                         total = total + weight * feature_matching(real=real_features, fake=features) * (len(f) / batch)
                 total.backward()
-        signals |= generator_signals(loss=loss, fake=fake_logits)
+                seen.append(generator_signals(loss=loss, fake=fake_logits))
+        signals |= mean_of(seen)
     s.D.requires_grad_(True)
 
     ema = task.config.ema
