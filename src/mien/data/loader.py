@@ -66,7 +66,10 @@ class FaceLoader:
             self._pixels, self._rows = store.images, indices
 
     def _cumulative(self, weights: Weights) -> np.ndarray:
-        """float64 [count + 1], rising from 0 to 1: image i owns the stretch from [i] to [i + 1], as wide as its probability."""
+        """float64 [count + 1], rising from 0 to 1: image `_lawful[i]` owns the stretch from [i] to [i + 1], as wide as its probability.
+
+        Images of one combination lie side by side: evenly spaced points over an arrangement that alternates would hit only one kind.
+        """
         table: Mapping[Combination, float] = weights if isinstance(weights, Mapping) else {row: 1.0 for row, _ in self._table}
         wrong = [combination for combination, weight in table.items() if not weight >= 0 or len(combination) != len(self.attribute_names)]
         if wrong:
@@ -81,10 +84,9 @@ class FaceLoader:
             widths[(self._labels == np.array(row, np.uint8)).all(axis=1)] = weight
         if not widths.sum() > 0:
             raise UserError("the sampling weights leave no image to draw; give at least one combination a weight above 0")
-        edges = np.concatenate([[0.0], np.cumsum(widths)])
-        edges /= edges[-1]
-        edges[np.searchsorted(edges, 1.0):] = 1.0
-        return edges
+        self._lawful = np.lexsort(self._labels.T[::-1]) if self._labels.shape[1] else np.arange(self.count)
+        edges = np.concatenate([[0.0], np.cumsum(widths[self._lawful])])
+        return edges / edges[-1]
 
     def indices(self, position: int, count: int) -> np.ndarray:
         """int64 [count]: which images of the split the stream has at `position` (images drawn so far) and on."""
@@ -104,8 +106,8 @@ class FaceLoader:
         if self._law is None:
             return order
         offset = (int(hash64(self.seed, 2 * epoch, np.array([self.count]))[0]) >> 11) / 2**53       # in [0, 1), another each epoch
-        points = (order + offset) / self.count
-        return np.minimum(np.searchsorted(self._law, points, side="right") - 1, self.count - 1)
+        points = np.minimum((order + offset) / self.count, np.nextafter(1.0, 0.0))      # rounding must not reach 1, which nobody owns
+        return self._lawful[np.searchsorted(self._law, points, side="right") - 1]
 
     def flips(self, position: int, count: int) -> np.ndarray:
         """bool [count]: which samples of the stream are mirrored. Never any without `flip`."""
@@ -139,7 +141,8 @@ class FaceLoader:
             rows = torch.randint(self.count, (count,), generator=generator, device=where).to(self.device)
         else:
             points = torch.rand(count, generator=generator, device=where, dtype=torch.float64).to(self.device)
-            rows = (torch.searchsorted(self._law_tensor, points, right=True) - 1).clamp_(max=self.count - 1)
+            places = torch.searchsorted(self._law_tensor, points, right=True) - 1
+            rows = torch.from_numpy(self._lawful).to(self.device)[places]
         return self._label_floats[rows]
 
     def combinations(self) -> list[tuple[Combination, float]]:
