@@ -95,7 +95,14 @@ def test_names_presets_and_order():
         Augment(["cut-out"])
 
 
-def test_under_autocast_images_of_bf16_are_augmented():
-    with torch.autocast("cpu", torch.bfloat16):
-        out = Augment(["full"])(pictures().bfloat16(), 0.5)
-    assert out.isfinite().all() and out.dtype == torch.float32
+def test_autocast_changes_neither_the_result_nor_the_gradient():
+    images, results = pictures().bfloat16(), []
+    for mixed in (False, True):
+        x = images.clone().requires_grad_()
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            out = Augment(["full"])(x, 0.7)
+        out.square().sum().backward()
+        results.append((out, x.grad))
+    assert results[1][0].dtype == torch.float32
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])

@@ -219,3 +219,15 @@ def test_options_are_refused_by_name():
         build_discriminator("dcgan", size=32, attributes=0, options={"norm": "spectrl"})
     for network in FAMILIES["dcgan"]:
         assert option_defaults(network)["width"] == 512 and "size" not in option_defaults(network)
+
+
+@pytest.mark.parametrize("norm", ["batch", "spectral", "batch+spectral", "none"])
+def test_a_step_under_bf16(norm):
+    z, images, attributes = batch(4, 32, 2)
+    net = DCGANGenerator(32, 2, width=32, condition="concat")
+    critic = DCGANDiscriminator(32, 2, width=32, norm=norm, condition="projection", minibatch_stddev=4, minibatch_discrimination=4)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = critic(net(z, attributes), attributes)
+    logits.float().square().sum().backward()
+    for made in (net, critic):
+        assert_trained(made)

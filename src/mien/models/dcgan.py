@@ -78,8 +78,8 @@ class DCGANGenerator(nn.Module):
         else:
             project = Project(inputs, width, bias=bias)
         blocks = {"4x4": block(project, width)}
-        last, before = width, resolutions(size)[1:]
-        for resolution in before if head == "conv" else before[:-1]:
+        last, sides = width, resolutions(size)[1:]
+        for resolution in sides if head == "conv" else sides[:-1]:
             channels = channels_at(resolution, width=width, min_width=min_width)
             blocks[f"{resolution}x{resolution}"] = block(nn.ConvTranspose2d(last, channels, 4, 2, 1, bias=bias), channels)
             last = channels
