@@ -93,7 +93,7 @@ def flip(images: Tensor, amount: Amount = 1.0) -> Tensor:
 def translation(images: Tensor, amount: Amount = 1.0) -> Tensor:
     """Shifts by a whole number of pixels, up to R/8 on each axis; what comes in is 0 (mid grey)."""
     size = images.shape[-1]
-    reach = (uniform(images, size // 8, size // 8) * amount).round()  # [N, 1, 1, 1]
+    reach = torch.as_tensor(size / 8 * amount).round()  # [] or [N, 1, 1, 1]
     x, y = (torch.floor(uniform(images, 0, 1) * (2 * reach + 1)) - reach for _ in "xy")
     shift = torch.cat([x, y], dim=2)[:, 0] * 2 / size  # [N, 2, 1]
     return resample(images, torch.cat([eye(images), shift], dim=2), mode="nearest", padding="zeros")

@@ -74,7 +74,7 @@ def least_squares_g(*, real: Tensor | None = None, fake: Tensor) -> Tensor:
 
 
 def relativistic_d(*, real: Tensor, fake: Tensor) -> Tensor:
-    """softplus(-(real - fake)): each real is paired with a fake (Jolicoeur-Martineau 2019; Huang et al. 2024, R3GAN, eq. 2)."""
+    """softplus(-(real - fake)): each real is paired with a fake (Jolicoeur-Martineau 2019; Huang et al. 2024, R3GAN)."""
     return softplus(fake - real)
 
 

@@ -13,6 +13,6 @@ def feature_matching(*, real: Tensor, fake: Tensor) -> Tensor:
 
 
 def consistency(*, plain: Tensor, augmented: Tensor) -> Tensor:
-    """(D(x) - D(T(x)))^2 from logits: [N]; T an augmentation. On reals: consistency regularisation (Zhang et al. 2020, eq. 3);
+    """(D(x) - D(T(x)))^2 from logits: [N]; T an augmentation. On reals: consistency regularisation (Zhang et al. 2020);
     on reals and on fakes: balanced, bCR (Zhao et al. 2021)."""
     return (plain.float() - augmented.float()).square()

@@ -44,7 +44,7 @@ def gradient_penalty(critic: Critic, *, real: Tensor, fake: Tensor, attributes: 
 def dragan(critic: Critic, *, real: Tensor, fake: Tensor | None = None, attributes: Tensor) -> Tensor:
     """(|| d critic / d x || - 1)^2 around the real images, x = real + N(0, s^2), s half their standard deviation: [N].
 
-    Kodali et al. 2017, section 2.3, with k = 1; the paper leaves the noise's size open.
+    Kodali et al. 2017, with k = 1; the paper leaves the noise's size open.
     """
     real = real.detach().float()
     around = real + 0.5 * real.std() * torch.randn(real.shape, device=real.device)
@@ -52,7 +52,7 @@ def dragan(critic: Critic, *, real: Tensor, fake: Tensor | None = None, attribut
 
 
 def lecam(*, real: Tensor, fake: Tensor, real_anchor: Tensor | float, fake_anchor: Tensor | float) -> Tensor:
-    """(real - fake_anchor)^2 + (fake - real_anchor)^2, from logits: [N] (Tseng et al. 2021, eq. 5).
+    """(real - fake_anchor)^2 + (fake - real_anchor)^2, from logits: [N] (Tseng et al. 2021).
 
     The anchors are moving averages of D's logits of reals and of fakes, 0-d; who calls keeps them. Pulls each side's logits
     toward the other's past, against memorising a small data set.

@@ -102,7 +102,7 @@ class DCGANDiscriminator(nn.Module):
     width       channels of the 4x4 map (512 at 64 px: the usual DCGAN, ndf 64)
     norm        "batch" after every convolution but the first, "spectral" on every weight, "batch+spectral", "none"
     condition   "none"; "channels": signed attributes as constant planes beside the colours; "projection": the logit gains
-                f(x) . e(c), e linear (Miyato & Koyama 2018, eq. 3)
+                f(x) . e(c), e linear (Miyato & Koyama 2018)
     head        what the features f(x) are: "conv": the whole 4x4 map, so the linear layer on it is DCGAN's 4x4 convolution;
                 "sum": each channel summed over the 4x4 map (global sum pooling)
     dropout, spatial_dropout   share of values / of whole channels dropped after each hidden activation, in [0, 1)

@@ -91,7 +91,7 @@ def initialize(net: nn.Module, init: str) -> None:
 
 
 class Sigma(torch.autograd.Function):
-    """u . W v as a function of W alone: u and v count as constants (Miyato et al. 2018, eq. 11), so its gradient is u v^T."""
+    """u . W v as a function of W alone: u and v count as constants (Miyato et al. 2018, section 2.1), so its gradient is u v^T."""
 
     @staticmethod
     def forward(ctx, weight: Tensor, sigma: Tensor, u: Tensor, v: Tensor) -> Tensor:
