@@ -143,9 +143,11 @@ def score_lines(total: int, every: int, seed: int, store: str = "5e1f" * 16, cou
     return [*out, line(total, "memorization", 0.011, 0.004, 0.01, verdict="no sign of copying"), *control_lines(total, line)]
 
 
-JUDGED = "Male Smiling Eyeglasses Young Wearing_Lipstick No_Beard Blond_Hair Attractive Bald Bangs Big_Nose Chubby Goatee Mustache".split()
-EFFECT = [[0.93, -0.06, 0.07, -0.19, -0.81, -0.52, -0.19, -0.2, *[0.05] * 6], [0.02, 0.88, -0.01, 0.03, 0.08, 0.02, 0.01, 0.1, *[0.0] * 6]]
-EXPLAINED = [[0.95, -0.02, 0.02, -0.08, -0.43, -0.31, -0.1, -0.15, *[0.05] * 6], [0.0, 0.86, 0.0, 0.0, 0.02, 0.01, 0.01, 0.1, *[0.0] * 6]]
+MOVED = ["Male", "Smiling", "Eyeglasses", "Young", "Wearing_Lipstick", "No_Beard", "Blond_Hair", "Attractive"]
+JUDGED = [*MOVED, "Bald", "Bangs", "Big_Nose", "Chubby", "Goatee", "Mustache"]
+STILL = [0.0] * 6
+EFFECT = [[0.93, -0.06, 0.07, -0.19, -0.81, -0.52, -0.19, -0.2, *STILL], [0.02, 0.88, -0.01, 0.03, 0.08, 0.02, 0.01, 0.1, *STILL]]
+EXPLAINED = [[0.95, -0.02, 0.02, -0.08, -0.43, -0.31, -0.1, -0.15, *STILL], [0.0, 0.86, 0.0, 0.0, 0.02, 0.01, 0.01, 0.1, *STILL]]
 
 
 def control_lines(nimg: int, line: Callable[..., dict]) -> list[dict]:

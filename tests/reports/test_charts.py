@@ -108,6 +108,15 @@ def test_constant_scalars_are_said_not_drawn():
     assert "<h3>Losses</h3>" in page and "Further scalars (1)" in page
 
 
+def test_a_projection_stands_beside_the_logit():
+    rows = [
+        {"name": name, "output": output, "parameters": 1, "macs": 1}
+        for name, output in (("conv", [8, 4, 4]), ("logit", [1]), ("embed", [8]))
+    ]
+    drawn = network("Discriminator", rows)
+    assert drawn.count('class="arrow"') == 1 and drawn.count(">+</text>") == 1 and ">embed</text>" in drawn
+
+
 def test_layers_of_one_shape_share_a_box():
     rows = [{"name": "conv", "kind": "Conv2d", "output": [8, 4, 4], "parameters": 100, "macs": 1000},
             {"name": "norm", "kind": "BatchNorm2d", "output": [8, 4, 4], "parameters": 16, "macs": 0},

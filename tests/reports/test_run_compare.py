@@ -167,3 +167,13 @@ def test_the_command_writes_what_is_asked(pair, tmp_path, capsys):
     cli.compare(pair, out=page, markdown=tables, json=False, show=False)
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>") and "| first |" in tables.read_text(encoding="utf-8")
     assert capsys.readouterr().out == ""  # files were asked for: stdout stays free
+
+
+def test_a_run_is_judged_as_one_snapshot(pair):
+    """Precision at one time and Frechet distance at another would be a model that never was."""
+    lines = [json.loads(line) for line in (pair[0] / "metrics.jsonl").read_text().splitlines()]
+    template = {metric: next(line for line in lines if line["metric"] == metric) for metric in ("fd-face", "precision")}
+    values = {2_000: {"fd-face": 10.0, "precision": 0.5}, 4_000: {"fd-face": 20.0, "precision": 0.9}}
+    write_jsonl(pair[0] / "metrics.jsonl", [{**template[m], "nimg": n, "value": v} for n, said in values.items() for m, v in said.items()])
+    comparison = opened(pair)
+    assert {column.metric: column.scores["first"].value for column in comparison.columns[:2]} == {"fd-face": 10.0, "precision": 0.5}

@@ -15,7 +15,7 @@ from fake_run import CELL, face, make_run, write_jsonl
 from PIL import Image
 
 from mien.errors import UserError
-from mien.reports.findings import headline, scores, time_s, verdict
+from mien.reports.findings import command, headline, scores, time_s, verdict
 from mien.reports.report import render
 from mien.runs import Run
 
@@ -280,6 +280,14 @@ def test_pauses_are_not_work(tmp_path):
     write_jsonl(path / "events.jsonl", [{"nimg": 0, "time_s": 0.0, "kind": "start", "message": ""},
                                         {"nimg": 3_000, "time_s": 5_030.0, "kind": "resume", "message": ""}])  # fmt: skip
     assert time_s(Run.open(path)) == 30 + 30
+
+
+def test_the_command_is_said_without_this_machines_paths(tmp_path):
+    path = make_run(tmp_path / "run", total=4_000, tick=1_000, pictures=False)
+    config = json.loads((path / "config.json").read_text())
+    for program in ("/home/someone/env/bin/mien", "/usr/lib/python3/mien/__main__.py"):
+        (path / "config.json").write_text(json.dumps({**config, "command": [program, "train", "my faces"]}))
+        assert command(Run.open(path)) == "mien train 'my faces'"
 
 
 def test_reals_only_when_asked(finished, tmp_path):

@@ -22,7 +22,7 @@ DASH = "–"
 
 @dataclass(frozen=True)
 class Column:
-    """One metric of all the runs. scores: a run's best, None where it has none; ranked: whether one protocol covers them all.
+    """One metric of all the runs. scores: of a run's best snapshot, None where it has none; ranked: whether one protocol covers them all.
 
     winners: names of the best run and of those whose intervals overlap the best's; empty when nothing may be ranked.
     """
@@ -65,7 +65,10 @@ def compare(runs: Sequence[Run]) -> Comparison:
     keys = list(dict.fromkeys(key for recipe in recipes.values() for key in recipe))
     rows = {key: {name: recipe[key] for name, recipe in recipes.items() if key in recipe} for key in keys}
     differing = {key: row for key, row in rows.items() if len(row) < len(named) or len({setting(value) for value in row.values()}) > 1}
-    return Comparison(named, [_column(metric, of_each) for metric in metrics], differing)
+    first = [column for metric in metrics if metric.startswith(("fd-", "fid")) for column in [_column(metric, of_each, {})]]
+    leading = next((column for column in first if column.ranked), None)
+    at = {name: top.nimg for name, top in leading.scores.items() if top} if leading else {}
+    return Comparison(named, [_column(metric, of_each, at) for metric in metrics], differing)
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
@@ -79,8 +82,11 @@ def _data(run: Run) -> dict[str, Any]:
     return {f"store {key}": store[key] for key in ("digest", "size", "crop", "attributes") if key in store}
 
 
-def _column(metric: str, of_each: Mapping[str, Sequence[Score]]) -> Column:
-    """The best of each run under the protocol that most runs share; where none covers them all, each run's own, unranked."""
+def _column(metric: str, of_each: Mapping[str, Sequence[Score]], at: Mapping[str, int]) -> Column:
+    """Each run under the protocol that most of them share; where none covers them all, each run's own, unranked.
+
+    at: the images of each run's best snapshot, whose score it is judged by; the metric's own best where that has none.
+    """
     mine = {name: [score for score in some if score.metric == metric] for name, some in of_each.items()}
     having = [name for name, some in mine.items() if some]
     shared = {
@@ -91,7 +97,7 @@ def _column(metric: str, of_each: Mapping[str, Sequence[Score]]) -> Column:
     key = max(reversed(shared), key=lambda k: shared[k])  # of equally shared ones the newest
     ranked = shared[key] == len(having) > 1
     history = {name: [score for score in some if score.key == (key if ranked else some[-1].key)] for name, some in mine.items()}
-    tops = {name: findings.best(some) for name, some in history.items()}
+    tops = {name: findings.standing(some, at.get(name)) for name, some in history.items()}
     there = {name: top for name, top in tops.items() if top}
     sign = findings.direction(metric)
     if not (ranked and sign):
@@ -172,7 +178,7 @@ def _scores(comparison: Comparison) -> Html:
         [name, images(findings.nimg(run)), _time(run), *(_cell(column, name) for column in comparison.columns)]
         for name, run in comparison.runs.items()
     ]
-    note = "Each run's best under one protocol, with its interval. Bold: best of all; ≈: the interval overlaps the best's."
+    note = "Each run's best snapshot under one protocol, with its interval. Bold: best of all; ≈: the interval overlaps the best's."
     bars, charts = [], []
     for column in comparison.columns:
         shown = [(name, top.value, top.low, top.high, i % 8) for i, (name, top) in enumerate(column.scores.items()) if top]
@@ -263,7 +269,7 @@ def markdown(comparison: Comparison) -> str:
     ]
     parts = [in_a_sentence(comparison), *(f"**Warning:** {warning}" for warning in comparison.warnings), markdown_table(head, rows)]
     if comparison.columns:
-        parts.append("Best of each run; **bold**: the best, ≈: its interval overlaps the best's. In brackets: the interval.")
+        parts.append("The best snapshot of each run; **bold**: the best, ≈: its interval overlaps the best's. In brackets: the interval.")
         parts.append("\n".join(_protocol_lines(comparison)))
     if comparison.differences:
         changed = [[f"`{key}`", *(_setting(row, name) for name in comparison.runs)] for key, row in comparison.differences.items()]

@@ -93,7 +93,11 @@ def _drawing(title: str, drawn: Sequence[Stage]) -> Html:
     most = max([stage.output[0] for stage in drawn if stage.output], default=1)
     parts, x = [], 14 + 2.6 * len(drawn[0].label)  # a label is wider than the bar it stands under
     for i, stage in enumerate(drawn):
-        if i:
+        if i and drawn[i - 1].output == [1]:  # after a logit nothing follows: what is listed then is added to it, as a projection is
+            stage.label = stage.names[0]
+            parts.append(f'<text class="shape" x="{x + GAP / 2:.0f}" y="{MIDDLE + 5:.0f}" text-anchor="middle">+</text>')
+            x += GAP
+        elif i:
             parts.append(_arrow(x + 5, x + GAP - 7))
             x += GAP
         box, width = _map(stage, x, largest, most) if stage.is_map else _vector(stage, x)

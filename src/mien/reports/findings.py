@@ -8,6 +8,7 @@ import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,11 @@ def headline(all_scores: Sequence[Score]) -> Score | None:
     frechet = [score for score in all_scores if score.metric.startswith(("fd-", "fid"))]
     newest = (frechet or list(all_scores))[-1:]
     return best([score for score in all_scores if newest and score.key == newest[0].key])
+
+
+def standing(group: Sequence[Score], at_nimg: int | None) -> Score | None:
+    """The score of the snapshot at `at_nimg` if there is one, else the best: a run is judged as one snapshot, not metric by metric."""
+    return next((score for score in reversed(group) if score.nimg == at_nimg), None) or best(group)
 
 
 def score_in_words(score: Score) -> str:
@@ -250,9 +256,14 @@ def setting(value: Any) -> str:
 
 
 def command(run: Run) -> str | None:
-    """The command that made the run, ready for a shell."""
+    """The command that made the run, ready for a shell: 'mien ...' wherever mien was installed."""
     given = run.config.get("command")
-    return shlex.join(map(str, given)) if isinstance(given, list) and given else str(given) if given else None
+    if not isinstance(given, list):
+        return str(given) if given else None
+    words = [str(word) for word in given]
+    if words and PurePath(words[0]).stem in ("mien", "__main__"):
+        words[0] = "mien"
+    return shlex.join(words) or None
 
 
 def as_object(value: Any) -> Mapping[str, Any]:

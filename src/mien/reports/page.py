@@ -47,7 +47,10 @@ def images(nimg: Any) -> str:
 
 
 def kimg(nimg: float) -> str:
-    return f"{nimg / 1000:,.4g}k" if nimg < 1e6 else f"{nimg / 1e6:.4g}M"
+    """A count of images in a tight place: '2.05k', '60k', '1.28M'."""
+    if nimg >= 1e6:
+        return f"{nimg / 1e6:.4g}M"
+    return f"{nimg / 1000:.0f}k" if nimg >= 10_000 else f"{nimg / 1000:.3g}k" if nimg else "0"
 
 
 def duration(seconds: float) -> str:

@@ -82,15 +82,15 @@ def cells(grid: Image, where: Layout, places: Sequence[tuple[int, int]], *, acro
 
 
 def image_tag(picture: Image, alt: str, *, most_bytes: int, css: str = "") -> Html:
-    """<img> with the picture inside it: lossless within `most_bytes`, else JPEG of good quality. Wide pictures are made smaller first."""
+    """<img> with the picture inside it: lossless (PNG) within `most_bytes`, else WebP of good quality. Large pictures are made smaller."""
     if max(picture.size) > MOST_SIDE_PX:
         picture = picture.copy()
         picture.thumbnail((MOST_SIDE_PX, MOST_SIDE_PX))
     kind, data = "png", _encoded(picture, "PNG", compress_level=6)
-    for quality in (92, 85, 75):
+    for quality in (92, 80, 60):
         if len(data) <= most_bytes:
             break
-        kind, data = "jpeg", _encoded(_on_grey(picture), "JPEG", quality=quality, subsampling=0)
+        kind, data = "webp", _encoded(picture, "WEBP", quality=quality)
     uri = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     return Html(f'<img{f" class={css}" if css else ""} src="{uri}" width="{picture.width}" height="{picture.height}" alt="{esc(alt)}">')
 
@@ -111,14 +111,3 @@ def _encoded(picture: Image, kind: str, **how: Any) -> bytes:
     out = io.BytesIO()
     picture.save(out, kind, **how)
     return out.getvalue()
-
-
-def _on_grey(picture: Image) -> Image:
-    """JPEG has no transparency: gaps become a grey that suits a light and a dark page."""
-    from PIL import Image
-
-    if picture.mode != "RGBA":
-        return picture
-    ground = Image.new("RGB", picture.size, (128, 128, 128))
-    ground.paste(picture, mask=picture.getchannel("A"))
-    return ground

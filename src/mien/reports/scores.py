@@ -21,7 +21,8 @@ def of_run(all_scores: Sequence[Score]) -> Html:
     for score in all_scores:
         groups.setdefault(score.key, []).append(score)
     charts = [chart(group[0].metric, {"this run": group}) for group in groups.values() if len({score.nimg for score in group}) > 1]
-    tops = [top for group in groups.values() if (top := findings.best(group))]
+    first = findings.headline(all_scores)
+    tops = [top for group in groups.values() if (top := findings.standing(group, first.nimg if first else None))]
     shared = {name: value for name, value in tops[0].protocol.items() if all(top.protocol.get(name) == value for top in tops)}
     head = ["Metric", "Value", "Interval", "Floor", "At images"]
     rows: list[list[str | None]] = []
@@ -32,18 +33,19 @@ def of_run(all_scores: Sequence[Score]) -> Html:
         head.append("Protocol, where it differs")
         rows = [[*row, in_a_line(said) if said else None] for row, said in zip(rows, own)]
     ways = sorted({str(top.details["interval"]) for top in tops if top.details.get("interval")})
-    note = "Floor: what real images score against other real images, the best that can be asked for."
+    chosen = f"Best by {first.metric}; chosen among several, its value flatters it a little. " if first else ""
+    note = f"{chosen}Floor: what real images score against others, the best to be asked for."
     words = [(findings.title(metric), said) for metric, said in findings.in_words(all_scores).items()]
     return join(
         [
             Html(f'<div class="charts">{join(charts)}</div>') if any(charts) else "",
-            heading("Best scores"),
-            table(head, rows, caption="Best scores", numeric=(1, 2, 3, 4)),
+            heading("Scores of the best snapshot"),
+            table(head, rows, caption="Scores of the best snapshot", numeric=(1, 2, 3, 4)),
             paragraph(note, f" Intervals: {'; '.join(ways)}." if ways else "", css="soft"),
             paragraph(Html("<b>Protocol.</b> "), in_a_line(shared), css="soft"),
             heading("In words") if words else "",
             facts(words, "facts small") if words else "",
-            _by_combination(findings.headline(all_scores)),
+            _by_combination(first),
         ]
     )
 
