@@ -72,7 +72,7 @@ def test_the_crop_follows_the_shape_unless_told(celeba, photos, tmp_path):
     assert prepare([str(celeba)], tmp_path / "b")[0].crop == "center178"
     joined, _ = prepare([str(celeba), str(photos)], tmp_path / "c", attributes=[])
     assert joined.crop == "square" and len(joined) == 52
-    with pytest.raises(UserError, match=r"12 of 52 images do not suit: p00.png is 80x100, not the shape .* use --crop square"):
+    with pytest.raises(UserError, match=r"12 of 52 images do not suit: p00.png of photos is 80x100, not the shape .* use --crop square"):
         prepare([str(celeba), str(photos)], tmp_path / "d", crop="center178", attributes=[])
     assert left(tmp_path) == ["a", "b", "c", "celeba", "photos"]
 
@@ -157,7 +157,8 @@ def test_a_folder_of_nothing_but_bad_files(tmp_path):
 
 
 def test_images_smaller_than_the_size_stop_all(celeba, tmp_path):
-    with pytest.raises(UserError, match=r"10 of 40 images do not suit: 000031.jpg gives only 89x89 pixels .*--allow-upscale") as error:
+    with pytest.raises(UserError, match=r"10 of 40 images do not suit: 000031.jpg of img_align_celeba_half gives only 89x89 "
+                                          r"pixels .*leave out img_align_celeba_half, or pass --allow-upscale") as error:
         prepare([str(celeba)], tmp_path / "s", size=128)
     assert "\n" not in str(error.value) and left(tmp_path) == ["celeba"]
     assert prepare([str(celeba)], tmp_path / "s", size=128, allow_upscale=True)[0].images.shape == (40, 128, 128, 3)

@@ -140,9 +140,7 @@ def prepare(names: Sequence[str], out: str | Path, *, size: int = 64, crop: str 
     if not force and _is_made(out, inputs):
         return open_store(out), False
     with StoreWriter(out, count=len(plan.names), size=size, crop=crop, force=force) as writer:
-        unfit = _write_images(plan, job, writer, _worker_count(workers, len(plan.names)), progress)
-        if unfit:
-            raise _unfit(unfit, len(plan.names) + len(unfit), job)
+        _write_images(plan, job, writer, _worker_count(workers, len(plan.names)), progress)
         _judge_skipped(plan, max_skipped)
         counts = Counter(plan.source.tolist())
         source = [{"name": each.name, "count": counts[at], "path": Path(str(names[0])).name if len(names) == 1 else each.name,
@@ -227,9 +225,8 @@ def _job(plan: Plan, crop: str | None, size: int, allow_upscale: bool, note: Cal
     job = Job(readers, crop, size, allow_upscale)
     note(f"crop {crop}, {size}x{size} px, Lanczos")
     if any(_misfit(job, found) for found in sizes.values()):
-        every = {name: why for row, name in enumerate(plan.names)
-                 if (found := _header(job, plan, row)) and (why := _misfit(job, found))}
-        raise _unfit(every, len(plan.names), job)
+        every = {row: why for row in range(len(plan.names)) if (found := _header(job, plan, row)) and (why := _misfit(job, found))}
+        raise _unfit(every, plan, job)
     boxes = {crop_box(crop, *found) for found in sizes.values()}
     for box in sorted(box for box in boxes if not is_integral(box)):
         edges = ", ".join(f"{edge:g}" for edge in box)
@@ -254,10 +251,14 @@ def _misfit(job: Job, found: tuple[int, int]) -> str | None:
     return None
 
 
-def _unfit(why: dict[str, str], total: int, job: Job) -> UserError:
-    name, reason = next(iter(why.items()))
-    remedy = "use --crop square" if "the shape" in reason else f"choose a --size under {job.size}, leave them out, or pass --allow-upscale"
-    return UserError(f"{len(why):,} of {total:,} images do not suit: {name} {reason}; {remedy}")
+def _unfit(why: dict[int, str], plan: Plan, job: Job) -> UserError:
+    """The error for the images of these rows of the plan, {row: reason}."""
+    row, reason = next(iter(why.items()))
+    culprits = sorted({plan.sources[plan.source[each]].name for each in why})
+    name = plan.names[row] if len(plan.sources) == 1 else f"{plan.names[row]} of {plan.sources[plan.source[row]].name}"
+    leave = f"leave out {' and '.join(culprits)}" if len(culprits) < len(plan.sources) else "leave them out"
+    remedy = "use --crop square" if "the shape" in reason else f"choose a --size under {job.size}, {leave}, or pass --allow-upscale"
+    return UserError(f"{len(why):,} of {len(plan.names):,} images do not suit: {name} {reason}; {remedy}")
 
 
 def _is_made(out: Path, inputs: str) -> bool:
@@ -273,24 +274,23 @@ def _is_made(out: Path, inputs: str) -> bool:
     return same
 
 
-def _write_images(plan: Plan, job: Job, writer: StoreWriter, workers: int, progress: Progress) -> dict[str, str]:
-    """Prepare and write every image; the plan keeps those written and lists those skipped. Returns {name: reason} of the unfit ones."""
+def _write_images(plan: Plan, job: Job, writer: StoreWriter, workers: int, progress: Progress) -> None:
+    """Prepare and write every image; the plan then keeps those written and lists those skipped. UserError if any is unfit."""
     step = max(1, min(CHUNK, CHUNK_BYTES // (job.size * job.size * 3)))
     items = list(zip(plan.source.tolist(), plan.keys))
     chunks = [items[start:start + step] for start in range(0, len(items), step)]
-    dropped: list[int] = []
-    unfit: dict[str, str] = {}
+    bad: dict[int, str] = {}
+    unfit: dict[int, str] = {}
     with progress("prepare", len(items)) as advance:
         for number, (pixels, troubles) in enumerate(_results(job, chunks, workers)):
             writer.add(pixels)
             for place, kind, reason in troubles:
-                row = number * step + place
-                dropped.append(row)
-                (plan.skipped if kind == "bad" else unfit)[plan.names[row]] = reason
+                (bad if kind == "bad" else unfit)[number * step + place] = reason
             advance(len(chunks[number]))
-    if dropped:
-        plan.keep(np.setdiff1d(np.arange(len(plan.names)), dropped))
-    return unfit
+    if unfit:
+        raise _unfit(unfit, plan, job)
+    plan.skipped |= {plan.names[row]: reason for row, reason in bad.items()}
+    plan.keep(np.setdiff1d(np.arange(len(plan.names)), list(bad)))
 
 
 def _results(job: Job, chunks: list[list[tuple[int, str]]], workers: int) -> Iterator[tuple[np.ndarray, list[Trouble]]]:
