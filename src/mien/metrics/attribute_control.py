@@ -80,7 +80,8 @@ def _look(generator: LoadedGenerator, judge: Judge, z: torch.Tensor, conditions:
     from mien.explore.sample import render
 
     images = render(generator, z, torch.from_numpy(conditions.astype(np.float32)))
-    return np.asarray(judge.probabilities(images), dtype=np.float64), np.asarray(judge.features(images), dtype=np.float64)
+    features, probabilities = judge.features_and_probabilities(images)
+    return probabilities.astype(np.float64), features.astype(np.float64)
 
 
 def data_effect(*, probabilities: np.ndarray, attributes: np.ndarray, column: int, law: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -80,7 +80,8 @@ class Statistics:
     def rank(self) -> int:
         """How many directions the features vary in, to float64's accuracy."""
         values, _ = self.spectrum
-        return int((values > values.max() * len(values) * np.finfo(np.float64).eps).sum())
+        rounding = (1e-11 * np.abs(self.mean).max()) ** 2  # what the mean's own rounding leaves of constant features
+        return int((values > max(values.max() * len(values) * np.finfo(np.float64).eps, rounding)).sum())
 
     @property
     def root(self) -> np.ndarray:

@@ -56,6 +56,13 @@ class Judge:
         """float32 [N, A] in 0..1, calibrated: of images given 0.8, eight in ten real ones have the attribute."""
         return self.calibrate(self.logits(images, batch))
 
+    @torch.no_grad()
+    def features_and_probabilities(self, images: Tensor, batch: int = 256) -> tuple[np.ndarray, np.ndarray]:
+        """Both, for the price of one."""
+        features = self.features(images, batch)
+        logits = self.net.head(torch.from_numpy(features).to(self.device)).cpu().numpy()
+        return features, self.calibrate(logits)
+
     def calibrate(self, logits: np.ndarray) -> np.ndarray:
         """Logits [N, A] -> probabilities, float32 [N, A]; plain sigmoid when the weights came without a calibration."""
         fitted = self.meta.get("calibration")

@@ -28,7 +28,12 @@ STEP = 0.05  # of the way between two latents: wide enough that 8-bit pixels cha
 def mean_distance(features: np.ndarray) -> tuple[float, float]:
     """(mean Euclidean distance between two different rows of [N, F], its standard error by the delete-one jackknife)."""
     x = torch.from_numpy(check_features(features, least=3))
-    sums = torch.cat([torch.cdist(x[start:start + BLOCK], x).sum(dim=1) for start in range(0, len(x), BLOCK)]).numpy()
+    rows = []
+    for start in range(0, len(x), BLOCK):
+        distances = torch.cdist(x[start:start + BLOCK], x)
+        distances.diagonal(start).zero_()  # rounding leaves something of a point's distance to itself
+        rows.append(distances.sum(dim=1))
+    sums = torch.cat(rows).numpy()
     n, total = len(x), float(sums.sum())
     without = (total - 2 * sums) / ((n - 1) * (n - 2))
     return total / (n * (n - 1)), float(np.sqrt((n - 1) * without.var()))

@@ -1,0 +1,40 @@
+"""Diversity, path length and the way between latents."""
+
+import numpy as np
+import pytest
+import torch
+
+from mien.metrics.features import build_extractor
+from mien.metrics.latent_quality import mean_distance, path_length, slerp
+
+
+def test_mean_distance_agrees_with_all_pairs():
+    x = np.random.default_rng(0).normal(size=(50, 5))
+    pairs = [np.linalg.norm(x[i] - x[j]) for i in range(50) for j in range(i)]
+    assert mean_distance(x)[0] == pytest.approx(np.mean(pairs), rel=1e-9)
+
+
+def test_slerp_starts_and_ends_where_it_should_and_keeps_the_norm():
+    a, b = torch.randn(2, 20, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ends = [slerp(a, b, torch.full((20, 1), float(t), dtype=torch.float64)) for t in (0, 1)]
+    torch.testing.assert_close(ends[0], a)
+    torch.testing.assert_close(ends[1], b)
+    middle = slerp(a, b, torch.full((20, 1), 0.5, dtype=torch.float64))
+    torch.testing.assert_close(middle.norm(dim=1), (a.norm(dim=1) + b.norm(dim=1)) / 2)
+
+
+def test_a_jumpy_generator_has_a_longer_path(toys):
+    class Jumpy(type(toys.generator().net)):
+        def forward(self, z, attributes):
+            return super().forward((z * 4).round() * 1.0, attributes)  # the same variety, in steps
+
+    rows, extractor = toys.rows(200, 0)[:, :2], build_extractor("pixels")
+    smooth, jumpy = (path_length(toys.generator(net=net), rows, extractor, scale=1.0)
+                     for net in (None, Jumpy(("Male", "Smiling"))))  # fmt: skip
+    assert jumpy.low > smooth.high > 0
+
+
+def test_a_longer_yardstick_makes_a_shorter_path(toys):
+    rows, extractor = toys.rows(64, 0)[:, :2], build_extractor("pixels")
+    one, two = (path_length(toys.generator(), rows, extractor, scale=scale).value for scale in (1.0, 2.0))
+    assert one == pytest.approx(4 * two, rel=1e-9)

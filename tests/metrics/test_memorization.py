@@ -1,0 +1,80 @@
+"""Copies are found, and not where there are none; duplicates in data are found."""
+
+import numpy as np
+import pytest
+import torch
+
+from mien.errors import UserError
+from mien.metrics.memorization import find_duplicates, memorization_from_features, nearest
+
+
+def world(seed=0, f=12):
+    draw = np.random.default_rng(seed)
+    return (draw.normal(size=(n, f)) for n in (600, 1000, 500))  # fake, training, held out
+
+
+def measure(fake, training, held_out):
+    return memorization_from_features(fake=fake, training=training, held_out=held_out, fake_names=[f"face {i}" for i in range(len(fake))],
+                                      training_names=[f"{i}.jpg" for i in range(len(training))])  # fmt: skip
+
+
+def test_an_honest_model_is_not_accused():
+    accused = 0
+    for seed in range(12):
+        found = measure(*world(seed))
+        accused += found.details["verdict"] != "no sign of copying"
+    assert accused <= 1
+
+
+def test_a_model_that_copies_is_found_and_its_worst_pairs_named():
+    fake, training, held_out = world()
+    draw = np.random.default_rng(1)
+    copied = draw.permutation(1000)[:60]
+    fake[:60] = training[copied] + 0.01 * draw.normal(size=(60, 12))  # one sample in ten
+    found = measure(fake, training, held_out)
+    assert found.low > 0.07 and found.details["verdict"].startswith("copying") and found.details["share_test_p"] < 1e-6
+    worst = {(pair["sample"], pair["training"]) for pair in found.details["worst"]}
+    assert len(worst) == 20 and worst <= {(f"face {i}", f"{j}.jpg") for i, j in enumerate(copied)}
+
+
+def test_lying_nearer_throughout_is_found_without_a_single_copy():
+    fake, training, held_out = world()
+    near = training[np.random.default_rng(2).permutation(1000)[:600]] + 0.45 * fake
+    found = measure(near, training, held_out)
+    assert found.details["distance_test_p"] < 1e-6 and found.details["distance_test_z"] < -5 and found.details["cell_test_z"] < -3
+
+
+def test_a_poor_model_far_from_everything_does_not_copy():
+    fake, training, held_out = world()
+    found = measure(fake * 2, training, held_out)
+    assert found.value < 0.02 and found.details["verdict"] == "no sign of copying" and found.details["distance_test_z"] > 5
+
+
+def test_held_out_images_are_needed():
+    fake, training, held_out = world()
+    with pytest.raises(UserError, match="at least 100 held-out"):
+        measure(fake, training, held_out[:50])
+
+
+def test_nearest_agrees_with_all_distances(monkeypatch):
+    from mien.metrics import memorization
+
+    fake, training, _ = world()
+    table = torch.cdist(torch.from_numpy(fake), torch.from_numpy(training)).numpy()
+    monkeypatch.setattr(memorization, "BLOCK", 77)
+    distance, index = nearest(fake, training)
+    np.testing.assert_array_equal(index, table.argmin(1))
+    np.testing.assert_allclose(distance, table.min(1), rtol=1e-6)
+    own, partner = nearest(fake, fake, same=True)
+    assert (partner != np.arange(600)).all() and own.min() > 0
+
+
+def test_duplicates_of_the_data(toys):
+    rows = toys.rows(200, 5)
+    images = toys.draw(rows, 5).numpy().transpose(0, 2, 3, 1).copy()
+    images[150] = images[3]
+    noisy = images[9].astype(int) + np.random.default_rng(0).integers(-3, 4, images[9].shape)
+    images[160] = noisy.clip(0, 255)
+    found = find_duplicates(images, [f"{i}.png" for i in range(200)], near=0.02)
+    assert found[0] == ("3.png", "150.png", 0.0)
+    assert [pair[:2] for pair in found[1:]] == [("9.png", "160.png")]
