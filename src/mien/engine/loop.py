@@ -47,6 +47,7 @@ class Loop:
         state, config = self.state, self.task.config
         total = config.train.images
         self.scalars = Scalars(self.run)
+        self.write_status("running")  # before the first step: 'mien runs' and 'mien stop' see it, and a second 'mien train' is refused
         try:
             if state.nimg == 0 and config.sample.every_kimg > 0:
                 self.grid.draw(state.ema, 0, self.task.device)
