@@ -64,6 +64,7 @@ def group_scores(right: np.ndarray, calibrated: np.ndarray, labels: np.ndarray, 
             continue
         scores[name] = {"count": int(inside.sum()), "accuracy": plain(right[inside].mean()),
                         "ece": plain(calibration_error(calibrated[inside], labels[inside]).mean()),
+                        "ece_floor": plain(calibration_floor(calibrated[inside]).mean()),
                         **{watched: plain(right[inside, place[watched]].mean())
                            for watched in ("Male", "Young", "Smiling", "Eyeglasses", "Attractive", "Heavy_Makeup") if watched in place}}
     return scores

@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -113,3 +114,25 @@ def random_views(images: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
     views = recolour(move(images, generator), generator)
     views, softened = degrade(views, generator)
     return cover(views, generator), softened
+
+
+def zoom(images: Tensor, factor: float) -> Tensor:
+    """The middle of the images, enlarged to their size."""
+    size = images.shape[-1]
+    margin = round(size * (1 - 1 / factor) / 2)
+    middle = images[:, :, margin:size - margin, margin:size - margin]
+    return F.interpolate(middle, size=size, mode="bicubic", align_corners=False).clamp(-1, 1)
+
+
+# What may befall an image on its way to the judge: name -> change of float [N, 3, 64, 64] in -1..1. Each is fixed, the noise too.
+STRESSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "mirrored": lambda x: x.flip(-1),
+    "zoomed 1.2 times (about center148)": lambda x: zoom(x, 1.2),
+    "moved down and right by 4 px": lambda x: F.pad(x, (4, 0, 4, 0), mode="replicate")[:, :, :-4, :-4],
+    "shrunk to 32 px and back": lambda x: shrink_and_grow(x, 2),
+    "blurred, sigma 1 px": lambda x: blur(x, 1.0),
+    "JPEG, quality 50": lambda x: jpeg(x, [50] * len(x)),
+    "noise, sigma 10 of 255": lambda x: (x + torch.randn(x.shape, generator=Generator().manual_seed(0)) * 10 / 127.5).clamp(-1, 1),
+    "grey": lambda x: x.mean(dim=1, keepdim=True).expand_as(x),
+}

@@ -28,7 +28,7 @@ from mien.data.store import FaceStore, open_store
 from mien.errors import UserError
 from mien.metrics.calibration import fit_platt
 from mien.metrics.classifier_scores import reliability_figure, validation_scores
-from mien.metrics.classifier_views import random_views
+from mien.metrics.classifier_views import STRESSES, random_views
 from mien.models.classifier import INPUT_PX, FaceClassifier, load_classifier, prepare_images, save_classifier
 
 WATCHED = ("Male", "Smiling", "Eyeglasses")
@@ -177,11 +177,22 @@ def load_state(training: Training, out: Path) -> bool:
 
 
 @torch.no_grad()
-def predict(net: FaceClassifier, faces: Faces, indices: np.ndarray, size_px: int = 64, batch: int = 256) -> Tensor:
-    """fp32 logits [N, A] of the unaltered images, on the CPU."""
+def predict(net: FaceClassifier, faces: Faces, indices: np.ndarray, *, size_px: int = INPUT_PX, stress: str = "none") -> Tensor:
+    """fp32 logits [N, A] on the CPU, of the images as they are or after one of STRESSES."""
     net.eval()
-    parts = (faces.batch(indices[i:i + batch], size_px).to(net.head.weight.device) for i in range(0, len(indices), batch))
+    parts = (STRESSES[stress](faces.batch(indices[i:i + 256], size_px)).to(net.head.weight.device) for i in range(0, len(indices), 256))
     return torch.cat([net(part.contiguous(memory_format=torch.channels_last)).cpu() for part in parts])
+
+
+def stress_scores(net: FaceClassifier, faces: Faces) -> dict[str, dict[str, float]]:
+    """Accuracy on the validation split after each of STRESSES: the mean over attributes, and of the watched ones."""
+    labels = faces.store.attributes[faces.val] > 0
+    scores: dict[str, dict[str, float]] = {}
+    for name in STRESSES:
+        right = ((predict(net, faces, faces.val, stress=name).numpy() > 0) == labels).mean(axis=0)
+        watched = {each: round(float(right[faces.names.index(each)]), 4) for each in WATCHED if each in faces.names}
+        scores[name] = {"accuracy": round(float(right.mean()), 4), **watched}
+    return scores
 
 
 def epoch_record(training: Training, faces: Faces, epoch: int, steps: int, started_s: float) -> dict[str, Any]:
@@ -191,7 +202,7 @@ def epoch_record(training: Training, faces: Faces, epoch: int, steps: int, start
                               "seconds": round(time.time() - started_s, 1), "time_s": round(time.time(), 1)}
     if len(faces.val):
         truth = faces.attributes[torch.from_numpy(faces.val)]
-        logits = predict(training.average, faces, faces.val, size)
+        logits = predict(training.average, faces, faces.val, size_px=size)
         right = ((logits > 0) == (truth > 0.5)).float().mean(dim=0)
         loss = F.binary_cross_entropy_with_logits(logits, truth).item()
         record |= {"val_loss": round(loss, 5), "val_accuracy": round(right.mean().item(), 5)}
@@ -303,7 +314,7 @@ def finish(training: Training, faces: Faces, out: Path) -> Path:
         logits, labels = predict(net, faces, faces.val).numpy(), store.attributes[faces.val]
         scale, bias = fit_platt(logits, labels)
         meta["calibration"] = {"method": "platt", "count": len(labels), "scale": scale.round(6).tolist(), "bias": bias.round(6).tolist()}
-        meta["validation"] = validation_scores(logits, labels, faces.names)
+        meta["validation"] = {**validation_scores(logits, labels, faces.names), "stress": stress_scores(net, faces)}
         save_classifier(net, meta, path)
         reliability_figure(logits, labels, faces.names, out / "reliability.png")
     return path
