@@ -45,7 +45,7 @@ $(STORE)/manifest.json: | $(VENV)/.base
 	$(if $(DATA),$(MIEN) data prepare "$(DATA)" --out $(STORE),$(MIEN) data synth --out $(STORE))
 
 demo: $(STORE)/manifest.json | $(VENV)/.base
-	$(MIEN) train $(STORE) --preset demo --run $(RUN)
+	$(MIEN) train $(STORE) --preset demo --run $(RUN) $$(grep -q '"Smiling"' $(STORE)/manifest.json || echo --set data.attributes=[])
 	$(MIEN) sample $(RUN) --out $(RUN)/faces.png --grid
 	$(MIEN) report $(RUN)
 	@echo
