@@ -1,0 +1,94 @@
+"""Recipes: layers, provenance, and one clear line for each mistake."""
+
+import pytest
+
+from mien import config
+from mien.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("64", 64), ("300k", 300_000), ("2M", 2_000_000), ("1.5M", 1_500_000), ("12_800", 12_800), (" 2m ", 2_000_000), (7, 7)]
+)
+def test_counts(text, count):
+    assert config.parse_count(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "k", "two", "1.5", "0.0001k", "nan", "inf", "1e400"])
+def test_what_is_no_count(text):
+    with pytest.raises(UserError, match="is not a count"):
+        config.parse_count(text)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("lr_g=1", "Did you mean optimizer.lr_g"),
+        ("optimizer.lrg=1", "Did you mean optimizer.lr_g"),
+        ("discriminator.dropout=0.5", "Did you mean model.discriminator.dropout"),
+        ("optimizer.lr_g", "section.key=value"),
+        ("optimizer.lr_g=-1", "greater than 0"),
+        ("optimizer.lr_g=nan", "optimizer.lr_g"),
+        ("optimizer.beta1=1.5", "optimizer.beta1"),
+        ("train.batch=0", "train.batch"),
+        ("train.batch=x", "train.batch"),
+        ("train.micro_batch=7", "multiple of train.micro_batch"),
+        ("train.precision=fp16", "train.precision"),
+        ("model.family=stylegan", "model.family"),
+        ("augment.p=0.3", "name the operations"),
+        ("model.generator=3", "unknown key model.generator"),
+    ],
+)
+def test_a_wrong_override_gets_one_line(override, says):
+    with pytest.raises(UserError) as caught:
+        config.resolve(None, [override])
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_label_settings_belong_to_bce():
+    with pytest.raises(UserError, match="belong to loss.name=bce"):
+        config.resolve(None, ["loss.name=hinge", "loss.real_label=0.9"])
+
+
+def test_later_layers_win_and_provenance_tells_which(tmp_path):
+    (tmp_path / "mine.toml").write_text('base = "seed1"\n[optimizer]\nlr_g = 1e-3\n')
+    recipe = config.resolve(str(tmp_path / "mine.toml"), ["optimizer.lr_d=5e-5"])
+    assert recipe.config.optimizer.lr_g == 1e-3 and recipe.config.optimizer.lr_d == 5e-5
+    assert recipe.config.balance.g_steps == 2 and recipe.config.loss.real_label == 0.9
+    where = recipe.provenance
+    assert where["optimizer.lr_d"] == "command line" and where["optimizer.lr_g"].endswith("mine.toml")
+    assert (where["balance.g_steps"], where["loss.real_label"], where["optimizer.beta1"]) == ("preset seed1", "preset seed3", "default")
+
+
+def test_presets_that_go_wrong(tmp_path):
+    with pytest.raises(UserError, match="Did you mean seed0"):
+        config.resolve("sed0")
+    (tmp_path / "loop.toml").write_text(f'base = "{tmp_path}/loop.toml"\n')
+    with pytest.raises(UserError, match="names itself"):
+        config.resolve(str(tmp_path / "loop.toml"))
+    (tmp_path / "typo.toml").write_text("[optimizer]\nlrate = 1\n")
+    with pytest.raises(UserError, match="unknown key optimizer.lrate"):
+        config.resolve(str(tmp_path / "typo.toml"))
+    (tmp_path / "bad.toml").write_text("= 1")
+    with pytest.raises(UserError, match="not valid TOML"):
+        config.resolve(str(tmp_path / "bad.toml"))
+
+
+def test_none_and_lists():
+    resolve = config.resolve
+    assert resolve(None, ["data.attributes=Male,Smiling"]).config.data.attributes == ["Male", "Smiling"]
+    assert resolve(None, ['data.attributes=["Male"]']).config.data.attributes == ["Male"]
+    assert resolve("seed0", ["data.attributes=none"]).config.data.attributes == []
+    assert resolve("seed0", ["data.attributes=all"]).config.data.attributes is None
+    assert resolve(None, ["train.micro_batch=none"]).config.train.micro_batch is None
+    assert resolve(None, ["model.generator.norm=none"]).config.model.generator.norm == "none"
+
+
+def test_a_config_survives_its_own_json():
+    original = config.resolve("seed4").config
+    assert config.validate(original.model_dump(mode="json")) == original
+
+
+def test_differences_are_listed():
+    before, after = (config.resolve("seed0", [f"optimizer.lr_g={lr}"]).config.model_dump() for lr in ("1e-4", "2e-4"))
+    assert config.differences(before, after) == ["optimizer.lr_g: 0.0001 -> 0.0002"]
+    assert config.differences(before, before) == []

@@ -1,0 +1,45 @@
+"""Every bundled recipe resolves, states only differences and takes two steps."""
+
+import pytest
+import torch
+
+from engine.conftest import write_tiny_store
+from mien.config import DEFAULTS, flatten, preset_layers, preset_names, read_preset, resolve
+from mien.data.store import open_store
+from mien.engine import build
+from mien.engine.schedules import knobs_at
+from mien.engine.step import train_step
+
+SMALL = ("model.generator.width=16", "model.discriminator.width=16", "model.generator.min_width=8",
+         "model.discriminator.min_width=8", "train.batch=8")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return open_store(write_tiny_store(tmp_path_factory.mktemp("data") / "tiny"))
+
+
+def test_the_recipes_of_the_five_seeds_and_the_demo_are_there():
+    assert {"demo", "seed0", "seed1", "seed2", "seed3", "seed4"} <= set(preset_names())
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_takes_two_steps(name, store):
+    config = resolve(name, SMALL).config
+    task = build.build_task(config, store, torch.device("cpu"))
+    state = build.build_state(config, size=store.size, attributes=len(task.data.attribute_names), device=torch.device("cpu"))
+    for _ in range(2):
+        signals = train_step(state, task, knobs_at(config, state.nimg))
+    assert all(torch.isfinite(value) for value in signals.values())
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_states_only_differences(name):
+    *bases, (_, own) = preset_layers(name)
+    before = dict(DEFAULTS)
+    for _, flat in bases:
+        before |= flat
+    same = [key for key, value in own.items() if before[key] == value]
+    assert not same, f"{same} are what they would be without being said"
+    assert read_preset(name)["description"]
+    assert set(own) <= set(flatten(resolve(name).config.model_dump()))
