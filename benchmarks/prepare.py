@@ -4,10 +4,12 @@
 
 The yardstick is one process: open each image with Pillow, crop, resize with Lanczos, stack, save an .npy. mien does the same and more
 (finds the files, reads annotations, checks headers, hashes, syncs to disk), all of it timed. The two run by turns, so that whatever else
-the machine does meets both; the medians are compared. Without a folder, JPEGs of the CelebA frame are drawn first.
+the machine does meets both; the medians are compared. Seconds of processor time, which other work disturbs less, are printed too. Without
+a folder, JPEGs of the CelebA frame are drawn first.
 """
 
 import argparse
+import os
 import shutil
 import statistics
 import sys
@@ -39,6 +41,12 @@ def draw_jpegs(folder: Path, count: int) -> None:
         Image.fromarray(image).crop((39, 19, 217, 237)).save(folder / f"{number:06d}.jpg", quality=92)
 
 
+def processor_s() -> float:
+    """Seconds of processor time of this process and its ended children."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", nargs="?", type=Path, help="an img_align_celeba folder")
@@ -59,22 +67,28 @@ def main() -> None:
         count = min(options.count or len(files), len(files))
         files = [files[row] for row in np.arange(count) * len(files) // count]      # as --limit chooses
         seconds: dict[str, list[float]] = {"plain loop": [], "mien": []}
+        processor: dict[str, list[float]] = {"plain loop": [], "mien": []}
         for turn in range(options.rounds):
             for name in list(seconds)[::1 if turn % 2 else -1]:
-                start = time.perf_counter()
+                start, before = time.perf_counter(), processor_s()
                 if name == "mien":
                     prepare([str(folder)], room / "store", limit=count, workers=options.workers, crop="center178")
                 else:
                     plain_loop(files, room / "plain.npy")
                 seconds[name].append(time.perf_counter() - start)
+                processor[name].append(processor_s() - before)
             same = np.array_equal(open_store(room / "store").images, np.load(room / "plain.npy", mmap_mode="r"))
             assert same, "the two disagree: a prepared image must equal Pillow's, bit for bit"
             shutil.rmtree(room / "store")
     rates = {name: count / statistics.median(times) for name, times in seconds.items()}
     print(f"{count:,} images, {options.rounds} rounds by turns, medians; pixels identical")
     for name, rate in rates.items():
-        print(f"{name:12}{rate:10,.0f} images/s   rounds: {', '.join(f'{count / each:,.0f}' for each in seconds[name])}")
+        rounds = ", ".join(f"{count / each:,.0f}" for each in seconds[name])
+        print(f"{name:12}{rate:10,.0f} images/s   processor {statistics.median(processor[name]):.1f} s   rounds: {rounds}")
     print(f"ratio       {rates['mien'] / rates['plain loop']:10.2f}")
+    load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
+    if load > 2 * cores:
+        print(f"the machine is busy (load {load:.1f} on {cores} cores): the ratio says little, measure again when it is free")
 
 
 if __name__ == "__main__":
