@@ -114,6 +114,14 @@ def test_samples_stand_at_equal_images(drawn_pair):
     assert "first, 15,000 images" in text and "second, 16,000 images" in text  # grids at 5k and 4k: the nearest to 16k
 
 
+def test_a_run_with_no_grid_past_its_start_is_not_shown_beside_noise(drawn_pair):
+    for path in sorted((drawn_pair[1] / "samples").glob("*kimg.png"))[1:]:
+        path.unlink()
+    next((drawn_pair[1] / "samples").glob("*kimg.png")).rename(drawn_pair[1] / "samples" / "000000kimg.png")
+    text = Tree(render(opened(drawn_pair))).text
+    assert "first, 20,000 images" in text and "second, 0 images" in text and "The newest of each" in text
+
+
 def test_json_can_be_read_back(pair, capsys):
     cli.compare(pair, out=None, markdown=None, json=True, show=False)
     said = json.loads(capsys.readouterr().out)

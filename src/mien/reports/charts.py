@@ -76,10 +76,11 @@ def smooth(x: np.ndarray, y: np.ndarray, share: float = 0.02) -> np.ndarray:
 
 def _decayed(value: np.ndarray, there: np.ndarray, keep: np.ndarray) -> np.ndarray:
     """[N, 2]: at each point the sum of the values so far, and of their weights, both faded by `keep` from point to point."""
-    out = np.stack([value, there], axis=1).astype(float)
-    for i in range(1, len(out)):
-        out[i] += keep[i - 1] * out[i - 1]
-    return out
+    total, weight, out = 0.0, 0.0, []
+    for one, is_there, fade in zip(value.tolist(), there.tolist(), [0.0, *keep.tolist()]):
+        total, weight = fade * total + one, fade * weight + is_there
+        out.append((total, weight))
+    return np.array(out)
 
 
 def thin(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> tuple[np.ndarray, np.ndarray]:

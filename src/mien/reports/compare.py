@@ -127,7 +127,7 @@ def render(comparison: Comparison) -> str:
     sections = [
         ("Scores", "Scores", _scores(comparison)),
         ("Recipes", "What differs in the recipes", _differences(comparison)),
-        ("Samples", "Samples at equal images", _samples(comparison)),
+        ("Samples", "Samples side by side", _samples(comparison)),
         ("Curves", "Training curves", curves.overlaid([(name, run.scalars()) for name, run in runs.items()])),
     ]
     verdicts = join(
@@ -237,7 +237,7 @@ def _setting(row: Mapping[str, Any], name: str) -> str:
 
 
 def _samples(comparison: Comparison) -> Html:
-    """The grids nearest to the last image count that every run has reached."""
+    """The grids nearest to the last image count that every run has reached; the newest of each where that is the untrained start."""
     grids = {name: run.samples() for name, run in comparison.runs.items()}
     there = [some for some in grids.values() if some]
     if not there:
@@ -245,7 +245,7 @@ def _samples(comparison: Comparison) -> Html:
     at = min(max(nimg for nimg, _ in some) for some in there)
     parts = []
     for i, (name, some) in enumerate(grids.items()):
-        found = min(some, key=lambda pair: abs(pair[0] - at), default=None)
+        found = min(some, key=lambda pair: abs(pair[0] - at) if at else -pair[0], default=None)
         picture = pictures.read(found[1]) if found else None
         if found and picture:
             where = pictures.layout(comparison.runs[name].path / "samples")
@@ -254,7 +254,10 @@ def _samples(comparison: Comparison) -> Html:
             parts.append(Html(f"<div>{head}{shown}</div>"))
         else:
             parts.append(Html(f'<div><h3 class="sub">{esc(name)}</h3><p class="soft">No samples.</p></div>'))
-    return Html(f'<div class="two">{join(parts)}</div>')
+    told = (
+        "After as many images each, as nearly as there are grids." if at else "The newest of each: not every run has a grid past its start."
+    )
+    return join([paragraph(told, css="soft"), Html(f'<div class="two">{join(parts)}</div>')])
 
 
 # --- Markdown and JSON ------------------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from mien.reports.charts import Band, Line, Mark, line_chart, marks_legend, smooth
-from mien.reports.findings import column
-from mien.reports.page import Html, esc, folded, join, paragraph
+from mien.reports.findings import Columns, columns
+from mien.reports.page import Html, folded, join, paragraph
 
 Scalars = Sequence[Mapping[str, Any]]
 HEALTHY = (Band(0.6, 0.8, "usual accuracy", 0), Band(0.2, 0.3, "usual fooling rate", 2))  # of a DCGAN that trains well
@@ -78,77 +78,71 @@ COLOURS = {"discriminator": 0, "generator": 1, "D right on reals": 0, "D right o
 
 def one_run(scalars: Scalars, marks: Sequence[Mark], x_max: float | None) -> Html:
     """Every curve of one run, with its events marked. Scalars that never moved are said in a line instead of drawn; '' without ticks."""
+    of = columns(scalars)
     charts, still = [], []
     for curve in CURVES:
-        held = {name: value for name in curve.scalars if (value := _constant(scalars, name)) is not None}
-        if not curve.bands and held and all(name in held or not len(column(scalars, name)[0]) for name in curve.scalars):
+        there = [name for name in curve.scalars if name in of]
+        held = {name: value for name in there if (value := _constant(of, name)) is not None}
+        if held and len(held) == len(there) and not curve.bands:
             still += [f"{name} {value:g}" for name, value in held.items()]
-            continue
-        charts.append(_chart(curve, scalars, marks, x_max))
-    others = sorted({name for row in scalars for name, value in row.items() if isinstance(value, (int, float))} - NOT_CURVES)
-    more = [
-        line_chart(name, [Line(name, *column(scalars, name), i % 8)], y_label="", marks=marks, x_max=x_max) for i, name in enumerate(others)
-    ]
+        else:
+            charts.append(_chart(curve, of, marks, x_max))
+    others = sorted(name for name in of if name not in NOT_CURVES)
+    more = [line_chart(name, [Line(name, *of[name], i % 8)], y_label="", marks=marks, x_max=x_max) for i, name in enumerate(others)]
     if not any(charts) and not any(more):
         return Html("")
     return join(
         [
             marks_legend(marks),
             Html(f'<div class="charts">{join(charts)}</div>'),
-            paragraph(esc("Constant throughout: " + ", ".join(still) + "."), css="soft") if still else "",
+            paragraph("Constant throughout: " + ", ".join(still) + ".", css="soft") if still else "",
             folded(f"Further scalars ({len(others)})", Html(f'<div class="charts">{join(more)}</div>')) if any(more) else "",
         ]
     )
 
 
 def overlaid(runs: Sequence[tuple[str, Scalars]]) -> Html:
-    """The same curves, one colour a run; each scalar has a chart of its own."""
+    """The same curves, one colour a run; each scalar has a chart of its own. What every run held constant is left to the recipes."""
+    of_each = [(name, columns(scalars)) for name, scalars in runs]
     charts = []
     for curve in CURVES:
         for name, what in curve.scalars.items():
+            having = [(i, run, of) for i, (run, of) in enumerate(of_each) if name in of]
+            if not curve.bands and all(_constant(of, name) is not None for _, _, of in having):
+                continue
             lines = []
-            for i, (run, scalars) in enumerate(runs):
-                x, y = column(scalars, name)
-                if len(x):
-                    lines.append(Line(run, x, smooth(x, y) if curve.smoothed else y, i % 8, "dashed" if i >= 8 else ""))
-            if not any(_constant(scalars, name) is None and any(name in row for row in scalars) for _, scalars in runs) and not curve.bands:
-                continue  # every run held it constant: the recipe table says it
+            for i, run, of in having:
+                x, y = of[name]
+                lines.append(Line(run, x, smooth(x, y) if curve.smoothed else y, i % 8, "dashed" if i >= 8 else ""))
             heading = curve.title if len(curve.scalars) == 1 else f"{curve.title}: {what}"
             bands = curve.bands[:1] if name.startswith("accuracy") else curve.bands[1:]
-            charts.append(
-                line_chart(heading, lines, y_label=curve.y_label, log=curve.log and _wide(lines), bands=bands, y_range=curve.y_range)
-            )
+            log = curve.log and _wide(lines)
+            charts.append(line_chart(heading, lines, y_label=curve.y_label, log=log, bands=bands, y_range=curve.y_range))
     return Html(f'<div class="charts">{join(charts)}</div>') if any(charts) else Html("")
 
 
-def _chart(curve: Curve, scalars: Scalars, marks: Sequence[Mark], x_max: float | None) -> Html:
+def _chart(curve: Curve, of: Columns, marks: Sequence[Mark], x_max: float | None) -> Html:
     lines: list[Line] = []
     for i, (name, what) in enumerate(curve.scalars.items()):
-        x, y = column(scalars, name)
+        if name not in of:
+            continue
+        x, y = of[name]
         colour = COLOURS.get(what, i)
         if curve.smoothed and len(x) > 20:
             lines.append(Line(what, x, y, colour, "raw"))
             y = smooth(x, y)
         lines.append(Line(what, x, y, colour, "dashed" if i and _same(lines, x, y) else ""))
-    note = curve.note if any(line.style == "raw" for line in lines) or not curve.smoothed or curve.title != "Losses" else ""
+    note = "" if curve.title == "Losses" and not any(line.style == "raw" for line in lines) else curve.note  # it explains the faint lines
+    log = curve.log and _wide(lines)
     return line_chart(
-        curve.title,
-        lines,
-        y_label=curve.y_label,
-        note=note,
-        marks=marks,
-        log=curve.log and _wide(lines),
-        bands=curve.bands,
-        y_range=curve.y_range,
-        x_max=x_max,
+        curve.title, lines, y_label=curve.y_label, note=note, marks=marks, log=log, bands=curve.bands, y_range=curve.y_range, x_max=x_max
     )
 
 
-def _constant(scalars: Scalars, name: str) -> float | None:
-    """The value of a scalar that never moved; None when it moved, is absent or has no numbers."""
-    _, y = column(scalars, name)
-    seen = y[np.isfinite(y)]
-    return float(seen[0]) if len(seen) and len(seen) == len(y) and float(seen.max()) == float(seen.min()) else None
+def _constant(of: Columns, name: str) -> float | None:
+    """The value of a scalar that never moved; None when it moved or is not a number throughout."""
+    y = of[name][1]
+    return float(y[0]) if np.isfinite(y).all() and float(y.max()) == float(y.min()) else None
 
 
 def _wide(lines: Sequence[Line]) -> bool:

@@ -121,11 +121,21 @@ def score_in_words(score: Score) -> str:
     return f"{score.metric} {number(score.value)}" + (f" ({inside})" if inside else "")
 
 
-def column(scalars: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(thousands of images, values) of one scalar over the ticks that have it; null and text become NaN."""
-    rows = [(finite(row.get("nimg")), row[name]) for row in scalars if name in row and finite(row.get("nimg")) is not None]
-    values = [value if (value := finite(given)) is not None else math.nan for _, given in rows]
-    return np.array([nimg for nimg, _ in rows], dtype=float) / 1000, np.array(values, dtype=float)
+Columns = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def columns(scalars: Sequence[Mapping[str, Any]]) -> Columns:
+    """{scalar: (thousands of images, values)} over the ticks that have it; null and text become NaN."""
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    for row in scalars:
+        at = finite(row.get("nimg"))
+        if at is None:
+            continue
+        for name, value in row.items():
+            x, y = found.setdefault(name, ([], []))
+            x.append(at / 1000)
+            y.append(math.nan if (given := finite(value)) is None else given)
+    return {name: (np.array(x), np.array(y)) for name, (x, y) in found.items()}
 
 
 def time_s(run: Run) -> float | None:
@@ -174,11 +184,11 @@ def verdict(run: Run) -> str:
     """The run in one sentence: state, images, time, best score with interval and floor, diagnoses."""
     state, seen, spent = status(run), nimg(run), time_s(run)
     total = finite(state.get("total_nimg"))
-    began = bool(run.scalars())
+    began = seen > 0 or bool(run.scalars())
     said = STATES.get(str(state.get("state")), "Of unknown state" if began else "Not begun")
     of = f" of {images(total)}" if total and total > seen else ""
     reached = f"{said} after {images(seen)}{of} real images" + (f" in {duration(spent)}" if spent else "")
-    parts = [reached if began or seen else f"{said}: nothing was logged yet"]
+    parts = [reached if began else f"{said}: nothing was logged yet"]
     score = headline(scores(run))
     if score:
         parts.append(f"best {score_in_words(score)} at {images(score.nimg)} images")

@@ -66,7 +66,7 @@ def _lead(run: Run, all_scores: Sequence[Score]) -> Html:
         ("Time at work", duration(spent) if spent else None),
         ("Speed", f"{number(speed)} images/s" if speed else None),
         (f"Best {best.metric}" if best else "Best score", number(best.value) if best else None),
-        ("Attributes as asked", f"{controlled[-1].value:.1%}" if controlled else None),
+        ("Attribute accuracy", f"{controlled[-1].value:.1%}" if controlled else None),
         ("Image size", f"{store['size']} px" if store.get("size") else None),
         ("Seed", recipe.get("train.seed")),
     ]
