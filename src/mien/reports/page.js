@@ -2,10 +2,12 @@
 for (const svg of document.querySelectorAll('.chart svg')) {
   const [x0, x1, left, right] = svg.dataset.x.split(' ').map(Number), [y0, y1, bottom, top] = svg.dataset.y.split(' ').map(Number);
   const log = svg.dataset.log, toX = p => x0 + (p - left) / (right - left) * (x1 - x0);
-  const toY = p => { const s = (bottom - p) / (bottom - top); 
+  const toY = p => {
+    const s = (bottom - p) / (bottom - top);
     if (log) return y0 * (y1 / y0) ** s;
     const step = (y1 - y0) / 1000;  // finer than this is not drawn
-    return Math.round((y0 + s * (y1 - y0)) / step) * step; };
+    return Math.round((y0 + s * (y1 - y0)) / step) * step;
+  };
   const say = v => v !== 0 && (Math.abs(v) < 1e-3 || Math.abs(v) >= 1e6) ? v.toExponential(2) : v.toLocaleString('en', {maximumSignificantDigits: 3});
   let lines, tip, hair;
   const read = () => [...svg.querySelectorAll('.line:not(.raw)')].map(path => ({
