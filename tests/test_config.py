@@ -7,7 +7,8 @@ from mien.errors import UserError
 
 
 @pytest.mark.parametrize(
-    ("text", "count"), [("64", 64), ("300k", 300_000), ("2M", 2_000_000), ("1.5M", 1_500_000), ("12_800", 12_800), (" 2m ", 2_000_000), (7, 7)]
+    ("text", "count"),
+    [("64", 64), ("300k", 300_000), ("2M", 2_000_000), ("1.5M", 1_500_000), ("12_800", 12_800), (" 2m ", 2_000_000), (7, 7)],
 )
 def test_counts(text, count):
     assert config.parse_count(text) == count

@@ -189,7 +189,8 @@ def test_snapshot_round_trip_and_damage(store, tmp_path):
     net, meta = checkpoint.load_snapshot(path)
     z, attributes = torch.randn(3, 8), torch.ones(3, 2)
     assert torch.equal(net(z, attributes), state.ema(z, attributes))
-    assert meta["attributes"] == ["Male", "Smiling"] and meta["nimg"] == 96 and sum(share for _, share in meta["attribute_table"]) == pytest.approx(1)
+    assert meta["attributes"] == ["Male", "Smiling"] and meta["nimg"] == 96
+    assert sum(share for _, share in meta["attribute_table"]) == pytest.approx(1)
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(UserError, match="cut short or altered"):
         checkpoint.load_snapshot(path)
