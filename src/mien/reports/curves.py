@@ -153,5 +153,5 @@ def _wide(lines: Sequence[Line]) -> bool:
 
 
 def _same(lines: Sequence[Line], x: np.ndarray, y: np.ndarray) -> bool:
-    """Two equal rates lie on one another: the second is dashed so that both show."""
-    return any(len(line.x) == len(x) and np.array_equal(line.y, y, equal_nan=True) for line in lines)
+    """Whether another line hides under this one, as two equal rates do: then this one is dashed so that both show."""
+    return any(len(line.x) == len(x) and bool((line.y == y).mean() > 0.3) for line in lines)
