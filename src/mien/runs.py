@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMAT = "mien-run/1"
+SAME_PROTOCOL = ("store", "crop", "size", "split", "n_real", "n_fake", "features", "weights_sha256", "ema", "truncation", "conditions")
 _STARTED_S = time.time()
 STALE_AFTER_S = 600  # a "running" status older than this on another machine is taken for dead
 
@@ -221,9 +222,9 @@ def _finite(value: Any) -> Any:
 
 
 def _comparable(metric: dict[str, Any]) -> str:
-    """What must agree for two scores to be ranked: data, split, N, features. Two snapshots' own names and dates may differ."""
+    """What must agree for two scores to be ranked. Two snapshots' own names and dates may differ."""
     protocol = metric.get("protocol") or {}
-    return json.dumps([protocol.get(key) for key in ("store", "split", "n_real", "n_fake", "features", "weights_sha256", "crop", "size")])
+    return json.dumps([protocol.get(key) for key in SAME_PROTOCOL])
 
 
 def _host() -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from mien.errors import UserError
 from mien.reports.charts import EVENTS, Mark
 from mien.reports.page import duration, images, number
-from mien.runs import Run
+from mien.runs import SAME_PROTOCOL, Run
 
 TITLES = {
     "fd-face": "Fréchet distance, face features",
@@ -37,7 +37,7 @@ TITLES = {
 LOWER_IS_BETTER = ("fd-", "fid", "kid", "path-length", "control-leakage", "control-identity")
 HIGHER_IS_BETTER = ("precision", "recall", "density", "coverage", "control-accuracy")
 # What must agree before two scores are ranked: the data, both counts, the feature space, and how the generator was asked.
-SAME = ("store", "crop", "size", "split", "n_real", "n_fake", "features", "weights_sha256", "ema", "truncation", "conditions")
+SAME = SAME_PROTOCOL
 
 STATES = {
     "finished": "Finished",
