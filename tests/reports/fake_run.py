@@ -174,7 +174,7 @@ def control_lines(nimg: int, line: Callable[..., dict]) -> list[dict]:
     return [
         line(
             nimg,
-            "control-accuracy",
+            "control",
             0.941,
             0.005,
             0.951,
@@ -188,7 +188,7 @@ def control_lines(nimg: int, line: Callable[..., dict]) -> list[dict]:
         ),
         line(
             nimg,
-            "control-leakage",
+            "leakage",
             0.052,
             0.004,
             0.006,
@@ -199,7 +199,7 @@ def control_lines(nimg: int, line: Callable[..., dict]) -> list[dict]:
             explained_by_data=EXPLAINED,
             leaks=[leak],
         ),
-        line(nimg, "control-identity", 0.36, 0.02, None, attributes={"Male": 0.51, "Smiling": 0.21}),
+        line(nimg, "identity", 0.36, 0.02, None, attributes={"Male": 0.51, "Smiling": 0.21}),
     ]
 
 

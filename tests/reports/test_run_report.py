@@ -197,17 +197,17 @@ BROKEN = {
         [
             {
                 "nimg": 1,
-                "metric": "control-leakage",
+                "metric": "leakage",
                 "value": 0.5,
                 "details": {"asked": ["a"], "judged": ["b"], "leakage": [[1], 2], "leaks": [3]},
             },
             {
                 "nimg": 1,
-                "metric": "control-accuracy",
+                "metric": "control",
                 "value": 0.5,
                 "details": {"attributes": ["a"], "combinations": {"a": 3}, "sweep": {"a": [[1], 2]}},
             },
-            {"nimg": 1, "metric": "control-identity", "value": 0.5, "details": 3},
+            {"nimg": 1, "metric": "identity", "value": 0.5, "details": 3},
             {"metric": "fid"},
             {"nimg": 1, "metric": "fid", "value": 1, "protocol": 3},
         ],

@@ -45,7 +45,9 @@ def attribute_names(config: Config, store: FaceStore) -> tuple[str, ...]:
 def build_task(config: Config, store: FaceStore, device: torch.device) -> Task:
     """Raises UserError when the recipe does not fit the store."""
     names = attribute_names(config, store)
-    data = FaceLoader(store, split="train", attributes=names, seed=config.train.seed, flip=config.data.flip, device=str(device))
+    data = FaceLoader(
+        store, split="train", attributes=names, seed=config.train.seed, flip=config.data.flip, device=device, weights=config.data.balance
+    )
     if config.train.batch > data.count:
         raise UserError(f"train.batch is {config.train.batch}, but {store.path} has {data.count} training images: lower the batch.")
     loss, regularizer = config.loss, config.regularizer

@@ -1,6 +1,6 @@
 """Attribute control on a page: is an attribute given when it is asked for, and what else moves with it.
 
-Reads the scores `control-accuracy`, `control-leakage` and `control-identity` (metrics/attribute_control.py) and their details.
+Reads the scores `control`, `leakage` and `identity` (metrics/attribute_control.py) and their details.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ NARROW = 12  # judged attributes shown at once; the full matrix is folded away
 
 def control(all_scores: Sequence[Score]) -> Html:
     """What the newest control scores found; '' when there are none."""
-    newest = {score.metric: score for score in all_scores if score.metric.startswith("control-")}
-    accuracy, leakage, identity = (newest.get(f"control-{what}") for what in ("accuracy", "leakage", "identity"))
+    newest = {score.metric: score for score in all_scores if score.metric in ("control", "leakage", "identity")}
+    accuracy, leakage, identity = (newest.get(metric) for metric in ("control", "leakage", "identity"))
     return join([_accuracy(accuracy) if accuracy else "", _leakage(leakage) if leakage else "", _identity(identity) if identity else ""])
 
 

@@ -26,16 +26,16 @@ TITLES = {
     "recall": "Recall",
     "density": "Density",
     "coverage": "Coverage",
-    "control-accuracy": "Attribute accuracy",
-    "control-leakage": "Attribute leakage",
-    "control-identity": "Identity moved",
+    "control": "Attribute accuracy",
+    "leakage": "Attribute leakage",
+    "identity": "Identity moved",
     "memorization": "Memorisation",
     "diversity": "Diversity",
     "twins": "Twins among samples",
     "path-length": "Path length",
 }
-LOWER_IS_BETTER = ("fd-", "fid", "kid", "path-length", "control-leakage", "control-identity")
-HIGHER_IS_BETTER = ("precision", "recall", "density", "coverage", "control-accuracy")
+LOWER_IS_BETTER = ("fd-", "fid", "kid", "path-length", "leakage", "identity")
+HIGHER_IS_BETTER = ("precision", "recall", "density", "coverage", "control")
 # What must agree before two scores are ranked: the data, both counts, the feature space, and how the generator was asked.
 SAME = SAME_PROTOCOL
 

@@ -57,7 +57,7 @@ def render(run: Run, *, with_reals: bool = False) -> str:
 def _lead(run: Run, all_scores: Sequence[Score]) -> Html:
     config, recipe = run.config, findings.recipe(run)
     store = as_object(config.get("store"))
-    spent, controlled = findings.time_s(run), [score for score in all_scores if score.metric == "control-accuracy"]
+    spent, controlled = findings.time_s(run), [score for score in all_scores if score.metric == "control"]
     best = findings.headline(all_scores)
     speed = findings.finite(findings.status(run).get("images_per_s"))
     pairs = [
