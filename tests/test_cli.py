@@ -209,6 +209,8 @@ def test_a_picture_is_one_grid(tiny_snapshot, tmp_path):
     assert grid.height == 4 * 34 + 2 and grid.width > 3 * 34 + 2  # four combinations, captions beside them
     mien("sample", tiny_snapshot, "--out", tmp_path / "c.png", "--count", 12, "--grid", "--where", "Male=0")
     assert Image.open(tmp_path / "c.png").height == 2 * 34 + 2
+    mien("sample", tiny_snapshot, "--out", tmp_path / "d.png", "--count", 9, "--grid", "--where", "Male=0,Smiling=1")
+    assert Image.open(tmp_path / "d.png").size == (3 * 34 + 2, 3 * 34 + 2)  # one combination: no row of nine
 
 
 def test_an_existing_folder_is_refused_unless_forced(tiny_snapshot, tmp_path):

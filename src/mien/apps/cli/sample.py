@@ -119,14 +119,15 @@ def _plain_grid(generator: LoadedGenerator, *, count: int, where: dict[str, floa
 
 
 def _combination_grid(generator: LoadedGenerator, *, count: int, where: dict[str, float], seed: int, truncation: float) -> Any:
-    """A row of the same latents for each attribute combination; --count is divided among the rows."""
+    """A row of the same latents for each attribute combination; --count is divided among the rows. A plain grid when there is only one."""
     from mien.explore.latents import latents, truncate
     from mien.explore.sample import captions, combinations, labelled_grid, render
 
     rows = combinations(generator, where)
+    if len(rows) == 1:
+        note("There is only one combination to show: the grid has no rows by attribute.")
+        return _plain_grid(generator, count=count, where=where, seed=seed, truncation=truncation)
     columns = max(1, count // len(rows))
-    if len(generator.attribute_names) == 0:
-        note("This model was trained without attributes: the grid has one row.")
     z = truncate(latents(range(seed, seed + columns), generator.z_dim), truncation)
     images = render(generator, z.repeat(len(rows), 1), rows.repeat_interleave(columns, dim=0))
     return labelled_grid(images, captions(rows, generator.attribute_names))
