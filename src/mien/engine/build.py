@@ -68,7 +68,7 @@ def build_state(config: Config, *, size: int, attributes: int, device: torch.dev
     model = config.model
     G = build_generator(model.family, size=size, attributes=attributes, options=model.generator.model_dump())
     D = build_discriminator(model.family, size=size, attributes=attributes, options=model.discriminator.model_dump())
-    G, D = (net.to(device, memory_format=torch.channels_last).train() for net in (G, D))
+    G, D = G.to(device).to(memory_format=torch.channels_last), D.to(device).to(memory_format=torch.channels_last)
     ema = copy.deepcopy(G).eval().requires_grad_(False)
     o = config.optimizer
     return TrainState(G=G, D=D, ema=ema, opt_g=build_optimizer(config, G, o.lr_g), opt_d=build_optimizer(config, D, o.lr_d))

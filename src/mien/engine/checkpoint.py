@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mien.errors import UserError
-from mien.models.catalogue import build_generator
+from mien.models.catalogue import Generator, build_generator
 
 CHECKPOINT_FORMAT = "mien-checkpoint/1"
 SNAPSHOT_FORMAT = "mien-generator/1"
@@ -108,7 +108,7 @@ def check(path: Path) -> str | None:
 
 def newest_valid(checkpoints: Iterable[tuple[int, Path]]) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint of `runs.Run.checkpoints()`, and a sentence for each damaged one that is newer."""
-    skipped = []
+    skipped: list[str] = []
     for _, path in sorted(checkpoints, reverse=True):
         wrong = check(path)
         if wrong is None:
@@ -159,7 +159,7 @@ def save_snapshot(stem: Path, net: torch.nn.Module, meta: Mapping[str, Any]) -> 
     return weights
 
 
-def load_snapshot(path: str | Path, device: str | torch.device = "cpu") -> tuple[torch.nn.Module, dict[str, Any]]:
+def load_snapshot(path: str | Path, device: str | torch.device = "cpu") -> tuple[Generator, dict[str, Any]]:
     """(generator in eval mode, fp32, channels-last; its meta) from a .safetensors path. Raises UserError when it is absent or damaged."""
     weights = Path(path)
     note = weights.with_name(weights.name.removesuffix(".safetensors") + ".json")
@@ -176,4 +176,4 @@ def load_snapshot(path: str | Path, device: str | torch.device = "cpu") -> tuple
     net = build_generator(meta["family"], size=meta["size"], attributes=len(meta["attributes"]), options=meta["options"])
     tensors = load_file(weights)
     net.load_state_dict({name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()})
-    return net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False), meta
+    return net.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False), meta

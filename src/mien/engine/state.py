@@ -10,15 +10,16 @@ from typing import Any
 import torch
 
 from mien.errors import UserError
+from mien.models.catalogue import Discriminator, Generator
 
 
 @dataclass
 class TrainState:
     """Networks, average, optimisers and the count of real images shown to D. Saved and loaded as one."""
 
-    G: torch.nn.Module
-    D: torch.nn.Module
-    ema: torch.nn.Module
+    G: Generator
+    D: Discriminator
+    ema: Generator
     opt_g: torch.optim.Optimizer
     opt_d: torch.optim.Optimizer
     nimg: int = 0
@@ -27,7 +28,7 @@ class TrainState:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor under a readable name: 'G.4x4.weight', 'opt_g.4x4.weight.exp_avg'."""
-        named = {}
+        named: dict[str, torch.Tensor] = {}
         for role in ("G", "D", "ema"):
             named |= {f"{role}.{name}": tensor for name, tensor in getattr(self, role).state_dict().items()}
         for role, net, optimizer in (("opt_g", self.G, self.opt_g), ("opt_d", self.D, self.opt_d)):

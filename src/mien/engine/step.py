@@ -101,8 +101,8 @@ def train_step(s: TrainState, task: Task, knobs: Knobs, *, measure: bool = False
                     f = fake if share_fakes else s.G(latents[i : i + micro], a)
                     features = s.D.features(task.augment(f, knobs.augment_p), a)  # [N, F]
                     fake_logits = s.D.head(features, a)
-                    real_logits = critic(r, a).float() if task.adversarial.pairs else None
-                    loss = task.adversarial.g_loss(real=real_logits, fake=fake_logits.float())  # [N]
+                    pair = critic(r, a).float() if task.adversarial.pairs else None
+                    loss = task.adversarial.g_loss(real=pair, fake=fake_logits.float())  # [N]
                     total = loss.sum() / batch
                     if (weight := task.config.loss.feature_matching) > 0:
                         with torch.no_grad():
@@ -127,8 +127,7 @@ def updating(
     optimizer.zero_grad(set_to_none=True)
     yield
     parameters = [p for p in net.parameters() if p.grad is not None]
-    gradients = [p.grad for p in parameters]
-    signals[f"grad_norm_{role}"] = norm = torch.nn.utils.get_total_norm(gradients)
+    signals[f"grad_norm_{role}"] = norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if knobs.clip_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, knobs.clip_norm, norm)
     if knobs.clip_value is not None:

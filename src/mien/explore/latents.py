@@ -1,13 +1,11 @@
-"""Latents by number (`models.latents`), and truncation by their norm."""
-
-from __future__ import annotations
+"""Latents by number, and their truncation."""
 
 from torch import Tensor
 
 from mien.errors import UserError
 from mien.models.latents import latents, uniforms
 
-__all__ = ["MAX_TRUNCATION", "latents", "truncate", "uniforms"]
+__all__ = ["latents", "truncate", "uniforms"]
 
 MAX_TRUNCATION = 2.0
 

@@ -1,18 +1,24 @@
 """The families of networks, by name."""
 
 import inspect
+from typing import TypeVar
 
 from torch import nn
 
 from mien.errors import UserError, did_you_mean
 from mien.models.dcgan import DCGANDiscriminator, DCGANGenerator
 
+Generator = DCGANGenerator  # of any family: an alias that becomes a union, so that types name what every generator has
+Discriminator = DCGANDiscriminator
+
+Network = TypeVar("Network", bound=nn.Module)
+
 FAMILIES = {
     "dcgan": (DCGANGenerator, DCGANDiscriminator),
 }
 
 
-def build_generator(family: str, *, size: int, attributes: int, options: dict) -> nn.Module:
+def build_generator(family: str, *, size: int, attributes: int, options: dict) -> Generator:
     """The generator of a family at `size` px for `attributes` attributes; `options`: its constructor's keyword arguments.
 
     Raises UserError for an unknown family, option or value.
@@ -20,7 +26,7 @@ def build_generator(family: str, *, size: int, attributes: int, options: dict) -
     return build(networks(family)[0], family, size=size, attributes=attributes, options=options)
 
 
-def build_discriminator(family: str, *, size: int, attributes: int, options: dict) -> nn.Module:
+def build_discriminator(family: str, *, size: int, attributes: int, options: dict) -> Discriminator:
     """The discriminator of a family; as build_generator."""
     return build(networks(family)[1], family, size=size, attributes=attributes, options=options)
 
@@ -31,14 +37,14 @@ def option_defaults(network: type[nn.Module]) -> dict[str, object]:
     return {each.name: each.default for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
-def networks(family: str) -> tuple[type[nn.Module], type[nn.Module]]:
+def networks(family: str) -> tuple[type[Generator], type[Discriminator]]:
     """(generator class, discriminator class) of a family."""
     if family not in FAMILIES:
         raise UserError(f"no network family {family!r}; there are {', '.join(FAMILIES)}.{did_you_mean(family, FAMILIES)}")
     return FAMILIES[family]
 
 
-def build(network: type[nn.Module], family: str, *, size: int, attributes: int, options: dict) -> nn.Module:
+def build(network: type[Network], family: str, *, size: int, attributes: int, options: dict) -> Network:
     known = option_defaults(network)
     for name in options:
         if name not in known:
