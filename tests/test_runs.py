@@ -92,4 +92,40 @@ def test_write_json_leaves_the_old_file_when_it_fails(tmp_path):
     with pytest.raises(TypeError):
         write_json(tmp_path / "a.json", {"a": object()})
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
     assert list(read_jsonl(tmp_path / "absent.jsonl")) == []
+
+
+LOCKER = """
+import sys
+from mien.runs import Run
+run = Run(sys.argv[1])
+run.lock()
+run.write_status(state="running", nimg=1, total_nimg=2)
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_one_process_at_a_time(run):
+    """The lock of a killed process is free at once, whatever its status file and a reused process number say."""
+    holder = subprocess.Popen([sys.executable, "-c", LOCKER, str(run.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "locked\n"
+    assert run.status["state"] == "running"
+    with pytest.raises(UserError, match=f"is being trained by process {holder.pid}; 'mien stop"):
+        run.lock()
+    holder.kill()
+    holder.communicate()
+    write_json(run.path / "status.json", {**run.status, "state": "running", "pid": os.getppid()})  # a living process, but not the holder
+    assert run.status["state"] == "interrupted"
+    run.lock()
+    run.write_status(state="running")
+    assert Run(run.path).status["state"] == "running"
+    run.unlock()
+    assert Run(run.path).status["state"] == "interrupted"
+
+
+def test_a_status_that_is_no_object(run):
+    (run.path / "status.json").write_text("[]")
+    with pytest.raises(UserError, match="does not hold a JSON object"):
+        _ = run.status

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from mien.errors import UserError
 
@@ -23,23 +25,46 @@ STALE_AFTER_S = 600  # a "running" status older than this on another machine is 
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` so that a reader sees the old file or the whole new one, never a part."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` so that a reader sees the old file or the whole new one, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def replace(source: Path, target: Path) -> None:
+    """os.replace, patient on Windows: there a file that someone is reading cannot be replaced until it is closed."""
+    for _ in range(50 if os.name == "nt" else 0):
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            time.sleep(0.02)
+    os.replace(source, target)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file; None when there is no such file. Raises UserError when it is not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); it was damaged or edited by hand.") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} does not hold a JSON object; it was damaged or edited by hand.")
+    return value
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
@@ -62,6 +87,7 @@ class Run:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self._lock: IO[bytes] | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -106,9 +132,12 @@ class Run:
             status["state"] = "interrupted"
         return status
 
-    @staticmethod
-    def _alive(status: dict[str, Any]) -> bool:
+    def _alive(self, status: dict[str, Any]) -> bool:
         if status.get("host") not in (None, _host()):  # another machine's process cannot be asked
+            return time.time() - status.get("updated_s", 0) < STALE_AFTER_S
+        if status.get("locked"):  # the system lets go of a lock when its holder dies, so this cannot be wrong as a number can
+            return self._lock is not None or not self._can_lock()
+        if os.name == "nt":  # there os.kill(pid, 0) does not ask, it interrupts
             return time.time() - status.get("updated_s", 0) < STALE_AFTER_S
         if status.get("pid") == os.getpid():  # a number that came round again, as in a container: this process is not training
             return status.get("updated_s", 0) >= _STARTED_S
@@ -121,7 +150,46 @@ class Run:
         return True
 
     def write_status(self, **fields: Any) -> None:
-        write_json(self.path / "status.json", {**fields, "pid": os.getpid(), "host": _host(), "updated_s": time.time()})
+        who = {"pid": os.getpid(), "host": _host(), "locked": self._lock is not None}
+        write_json(self.path / "status.json", {**fields, **who, "updated_s": time.time()})
+
+    # --- one process at a time ----------------------------------------------------------------------------------------
+
+    def lock(self) -> None:
+        """Keep the run for this process until `unlock` or its death. Raises UserError when another process has it.
+
+        Two that write one run would spoil it, and a status file cannot keep them apart: both may read it before either writes.
+        """
+        path = self.path / "control" / "lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+b")  # noqa: SIM115 (open as long as the run is kept)
+        for attempt in range(10):
+            try:
+                if _try_lock(file):
+                    self._lock = file
+                else:
+                    file.close()  # a file system without locks: the status must do
+                return
+            except BlockingIOError:
+                if attempt < 9:
+                    time.sleep(0.05)  # 'mien runs' holds it for an instant, to see whether it can
+        file.close()
+        pid = (read_json(self.path / "status.json") or {}).get("pid", "another")
+        raise UserError(f"{self.path} is being trained by process {pid}; 'mien stop {self.path}' stops it after a checkpoint.")
+
+    def unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _can_lock(self) -> bool:
+        try:
+            with open(self.path / "control" / "lock", "r+b") as file:
+                return _try_lock(file)
+        except BlockingIOError:
+            return False
+        except OSError:  # no such file, or not ours to write: nothing holds it that we could know of
+            return True
 
     # --- JSON lines ---------------------------------------------------------------------------------------------------
 
@@ -149,12 +217,10 @@ class Run:
 
     def rewind(self, nimg: int) -> None:
         """Drop scalars past `nimg`: a resumed run says again what it had said after its last checkpoint."""
-        path = self.path / "scalars.jsonl"
-        kept = [record for record in self.scalars() if record.get("nimg", 0) <= nimg]
-        if path.exists():
-            temporary = path.with_name(".scalars.jsonl.tmp")
-            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-            os.replace(temporary, path)
+        told = self.scalars()
+        kept = [record for record in told if record.get("nimg", 0) <= nimg]
+        if len(kept) < len(told):
+            write_text(self.path / "scalars.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
 
     def scalars_frame(self) -> pd.DataFrame:
         """scalars.jsonl as a data frame indexed by nimg."""
@@ -225,6 +291,25 @@ def _comparable(metric: dict[str, Any]) -> str:
     """What must agree for two scores to be ranked. Two snapshots' own names and dates may differ."""
     protocol = metric.get("protocol") or {}
     return json.dumps([protocol.get(key) for key in SAME_PROTOCOL])
+
+
+def _try_lock(file: IO[bytes]) -> bool:
+    """Lock an open file until it is closed; False where the file system has no locks. Raises BlockingIOError when another has it."""
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            file.seek(0)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+            raise BlockingIOError(*error.args) from None
+        return False
+    return True
 
 
 def _host() -> str:
