@@ -8,13 +8,14 @@ from mien.errors import UserError
 
 @pytest.mark.parametrize(
     ("text", "count"),
-    [("64", 64), ("300k", 300_000), ("2M", 2_000_000), ("1.5M", 1_500_000), ("12_800", 12_800), (" 2m ", 2_000_000), (7, 7)],
+    [("64", 64), ("300k", 300_000), ("2M", 2_000_000), ("4.1M", 4_100_000), ("1.001k", 1001), ("12_800", 12_800), (" 2m ", 2_000_000),
+     (7, 7)],
 )
 def test_counts(text, count):
     assert config.parse_count(text) == count
 
 
-@pytest.mark.parametrize("text", ["", "k", "two", "1.5", "0.0001k", "nan", "inf", "1e400"])
+@pytest.mark.parametrize("text", ["", "k", "two", "1.5", "0.0001k", "nan", "inf", "1e400", "1e30"])
 def test_what_is_no_count(text):
     with pytest.raises(UserError, match="is not a count"):
         config.parse_count(text)
@@ -36,6 +37,11 @@ def test_what_is_no_count(text):
         ("train.precision=fp16", "train.precision"),
         ("model.family=stylegan", "model.family"),
         ("augment.p=0.3", "name the operations"),
+        ("balance.mode=watch", "balance.mode=watch is not available yet"),
+        ("balance.mode=on", "leave it off"),
+        ("optimizer.beta1=1", "optimizer.beta1"),
+        ("model.discriminator.dropout=1", "less than 1"),
+        ("schedule.step_kimg=0.0001", "schedule.step_kimg"),
         ("model.generator=3", "unknown key model.generator"),
     ],
 )
@@ -93,3 +99,34 @@ def test_differences_are_listed():
     before, after = (config.resolve("seed0", [f"optimizer.lr_g={lr}"]).config.model_dump() for lr in ("1e-4", "2e-4"))
     assert config.differences(before, after) == ["optimizer.lr_g: 0.0001 -> 0.0002"]
     assert config.differences(before, before) == []
+
+
+def test_a_key_that_a_run_of_before_does_not_know_has_its_default():
+    before, after = (config.resolve("seed0").config.model_dump(mode="json") for _ in range(2))
+    del before["train"]["keep_snapshots"], before["regularizer"]["dragan"]
+    assert config.differences(before, after) == []
+    after["train"]["keep_snapshots"] = 3
+    assert config.differences(before, after) == ["train.keep_snapshots: 20 -> 3"]
+
+
+def test_minibatch_layers_see_samples_of_one_kind():
+    resolve, layers = config.resolve, "model.discriminator.minibatch_"
+    with pytest.raises(UserError, match="train.separate_batches=true"):
+        resolve(None, [f"{layers}discrimination=4"])
+    with pytest.raises(UserError, match="no multiple of model.discriminator.minibatch_stddev"):
+        resolve(None, [f"{layers}stddev=4", "train.batch=60", "train.micro_batch=6"])
+    resolve(None, [f"{layers}stddev=4", f"{layers}discrimination=4", "train.batch=6", "train.separate_batches=true"])
+
+
+def test_a_preset_file_may_name_another_beside_it(tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "base.toml").write_text("[train]\nbatch = 5\n")
+    (tmp_path / "sub" / "mine.toml").write_text('base = "base.toml"\n')
+    monkeypatch.chdir(tmp_path)
+    assert config.resolve("sub/mine.toml").config.train.batch == 5
+    (tmp_path / "odd.toml").write_text("base = 3\n")
+    with pytest.raises(UserError, match="base names one preset"):
+        config.resolve("odd.toml")
+    (tmp_path / "odd.toml").write_bytes(b"\xff\xfe = 1\n")
+    with pytest.raises(UserError, match="not valid TOML"):
+        config.resolve("odd.toml")

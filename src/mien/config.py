@@ -8,6 +8,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,11 +25,11 @@ def parse_count(text: str | int | float) -> int:
     word = str(text).strip().lower().replace("_", "").replace(",", "")
     scale = SUFFIXES.get(word[-1:], 1)
     try:
-        value = float(word[:-1] if scale > 1 else word) * scale
-        if value != int(value):
+        value = Decimal(word[:-1] if scale > 1 else word) * scale  # exact: as floats, 4.1 times a million is no whole number
+        if value != int(value) or abs(value) >= 2**53:
             raise ValueError
         return int(value)
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, InvalidOperation):
         raise UserError(f"{text!r} is not a count: write 64, 300k or 2M.") from None
 
 
@@ -41,7 +42,9 @@ def _count(value: Any) -> Any:
 
 Count = Annotated[int, BeforeValidator(_count), Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Below1 = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0)]
+Period = Annotated[float, Field(ge=0.001)]  # in kimg: one image at least
 NonNegative = Annotated[float, Field(ge=0)]
 
 
@@ -76,8 +79,8 @@ class Discriminator(Section):
     norm: Literal["none", "batch", "spectral", "batch+spectral"] = "batch"
     condition: Literal["none", "channels", "projection"] = "channels"
     head: Literal["sum", "conv"] = "conv"
-    dropout: Share = 0.0
-    spatial_dropout: Share = 0.0
+    dropout: Below1 = 0.0
+    spatial_dropout: Below1 = 0.0
     input_noise: NonNegative = 0.0
     """Standard deviation of Gaussian noise on D's input, in units of the [-1, 1] pixels."""
     minibatch_stddev: Annotated[int, Field(ge=0)] = 0
@@ -119,6 +122,8 @@ class Regularizer(Section):
     r2: Penalty = Penalty()
     gp: Penalty = Penalty()
     """WGAN-GP: gamma / 2 x (gradient norm at interpolates - 1)^2; the paper's lambda 10 is gamma 20."""
+    dragan: Penalty = Penalty()
+    """DRAGAN: gamma / 2 x (gradient norm around the reals - 1)^2; the paper's lambda 10 is gamma 20."""
 
 
 class Augment(Section):
@@ -132,8 +137,8 @@ class Optimizer(Section):
     name: Literal["adam", "adamw"] = "adam"
     lr_g: Rate = 2e-4
     lr_d: Rate = 2e-4
-    beta1: Share = 0.5
-    beta2: Share = 0.999
+    beta1: Below1 = 0.5
+    beta2: Below1 = 0.999
     eps: Rate = 1e-8
     weight_decay: NonNegative = 0.0
     clip_norm: Rate | None = None
@@ -148,7 +153,7 @@ class Schedule(Section):
     """Both rates rise linearly from 0 over the first this many thousand images."""
     final: Share = 0.0
     """Cosine: the share of the rate left at the last image."""
-    step_kimg: Rate = 500.0
+    step_kimg: Period = 500.0
     """Step: the rates are multiplied by `step_factor` each time this many thousand images have passed."""
     step_factor: Share = 0.5
     gamma_final: NonNegative = 1.0
@@ -178,15 +183,17 @@ class Train(Section):
     """Accumulate each batch's gradient over pieces of this size; None takes the batch whole."""
     separate_batches: bool = False
     """Put reals and fakes through D one after the other, so that batch norm sees them apart; otherwise in one pass."""
-    tick_kimg: Rate = 2.0
+    tick_kimg: Period = 2.0
     """How often scalars are logged."""
-    checkpoint_kimg: Rate = 50.0
+    checkpoint_kimg: Period = 50.0
     keep: Annotated[int, Field(ge=1)] = 2
     """How many of the newest checkpoints stay."""
-    keep_every_kimg: Rate | None = None
-    """Checkpoints at multiples of this stay for good."""
-    snapshot_kimg: Rate = 50.0
+    keep_every_kimg: Period | None = None
+    """Checkpoints and snapshots at multiples of this stay for good."""
+    snapshot_kimg: Period = 50.0
     """How often the EMA generator is saved."""
+    keep_snapshots: Annotated[int, Field(ge=1)] = 20
+    """How many of the newest snapshots stay; the best by its score stays too."""
 
 
 class Sample(Section):
@@ -230,7 +237,20 @@ class Config(Section):
             raise ValueError(f"loss.real_label, label_noise and label_flip belong to loss.name=bce, not {self.loss.name}")
         if self.augment.p > 0 and not self.augment.ops:
             raise ValueError("augment.p is above 0 but augment.ops is empty: name the operations")
+        if self.balance.mode != "off":
+            raise ValueError(f"balance.mode={self.balance.mode} is not available yet: leave it off")
+        self._check_minibatch_layers()
         return self
+
+    def _check_minibatch_layers(self) -> None:
+        """What a minibatch layer sees must be alike in D's step and in G's, where there are only fakes."""
+        critic, piece = self.model.discriminator, self.train.micro_batch or self.train.batch
+        if self.train.separate_batches:
+            return
+        if critic.minibatch_discrimination:
+            raise ValueError("model.discriminator.minibatch_discrimination compares samples of one kind: set train.separate_batches=true")
+        if (group := critic.minibatch_stddev) and piece % group:
+            raise ValueError(f"{piece} images are no multiple of model.discriminator.minibatch_stddev ({group}): set another train.batch")
 
 
 @dataclass(frozen=True)
@@ -310,7 +330,7 @@ def read_preset(name: str) -> dict[str, Any]:
         path = Path(name)
         if not path.is_file():
             raise UserError(f"No such preset file: {name}.")
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8", errors="replace")  # TOML refuses what the replacement leaves outside of strings
     elif name in preset_names():
         text = (resources.files("mien.presets") / f"{name}.toml").read_text(encoding="utf-8")
     else:
@@ -332,19 +352,22 @@ def preset_layers(name: str) -> list[tuple[str, dict[str, Any]]]:
         seen.append(step)
         table = read_preset(step)
         base = table.pop("base", None)
+        if not isinstance(base, str | None):
+            raise UserError(f"preset {step}: base names one preset, in quotes (got {base!r}).")
         table.pop("description", None)
         flat = flatten(table)
         for key in flat:
             _known(key, f"preset {step}")
         layers.insert(0, (step, flat))
-        step = base
+        beside = Path(step).parent / base if base and base.endswith(".toml") and step.endswith(".toml") else None
+        step = str(beside) if beside and beside.is_file() else base  # one file names another from where it lies itself
     return layers
 
 
 def resolve(preset: str | None = None, overrides: Iterable[str | tuple[str, Any]] = ()) -> Recipe:
     """The recipe of a preset and `--set` overrides. Raises UserError for unknown keys, wrong values and wrong combinations."""
     values, provenance = dict(DEFAULTS), dict.fromkeys(DEFAULTS, "default")
-    for layer, flat in preset_layers(preset) if preset else []:
+    for layer, flat in [] if preset is None else preset_layers(preset):
         values |= flat
         provenance |= dict.fromkeys(flat, f"preset {layer}")
     for override in overrides:
@@ -366,12 +389,12 @@ def validate(tree: Mapping[str, Any]) -> Config:
         raise UserError(f"{key}: {message}{got}." if key else f"{message}.") from None
 
 
-MAY_CHANGE_ON_RESUME = ("train.images", "train.tick_kimg", "train.checkpoint_kimg", "train.keep", "train.keep_every_kimg",
-                        "train.snapshot_kimg", "sample.every_kimg", "eval.")  # fmt: skip
+MAY_CHANGE_ON_RESUME = ("train.images", "train.tick_kimg", "train.checkpoint_kimg", "train.keep", "train.snapshot_kimg",
+                        "sample.every_kimg", "eval.")  # fmt: skip
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """'optimizer.lr_g: 0.0002 -> 0.0001' for each key that differs between two nested tables."""
-    before, after = flatten(old), flatten(new)
+    """'optimizer.lr_g: 0.0002 -> 0.0001' for each key that differs between two nested tables; a key that one lacks has its default."""
+    before, after = DEFAULTS | flatten(old), DEFAULTS | flatten(new)
     keys = [*before, *(key for key in after if key not in before)]
     return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys if before.get(key) != after.get(key)]

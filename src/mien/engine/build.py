@@ -18,7 +18,7 @@ from mien.engine.state import TrainState
 from mien.engine.step import Task
 from mien.errors import UserError
 from mien.losses.catalogue import build_adversarial
-from mien.losses.regularizers import gradient_penalty, r1, r2
+from mien.losses.regularizers import dragan, gradient_penalty, r1, r2
 from mien.models.catalogue import build_discriminator, build_generator
 from mien.models.summary import summarize
 
@@ -28,9 +28,11 @@ def choose_device(name: str | None) -> torch.device:
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name.partition(":")[0] not in there:
-        raise UserError(f"No device is called {name}: choose cpu, cuda or mps.")
-    if not there[name.partition(":")[0]]:
+    kind, colon, index = name.partition(":")
+    if kind not in there or (colon and not index.isdecimal()):
+        raise UserError(f"No device is called {name}: choose cpu, cuda (or one of several, as cuda:1) or mps.")
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if not there[kind] or (colon and int(index) >= count):
         raise UserError(f"This machine has no {name} device that torch can use; 'mien doctor' says what it has.")
     return torch.device(name)
 
@@ -51,7 +53,8 @@ def build_task(config: Config, store: FaceStore, device: torch.device) -> Task:
     if config.train.batch > data.count:
         raise UserError(f"train.batch is {config.train.batch}, but {store.path} has {data.count} training images: lower the batch.")
     loss, regularizer = config.loss, config.regularizer
-    penalties = (("r1", r1, regularizer.r1), ("r2", r2, regularizer.r2), ("gp", gradient_penalty, regularizer.gp))
+    penalties = (("r1", r1, regularizer.r1), ("r2", r2, regularizer.r2), ("gp", gradient_penalty, regularizer.gp),
+                 ("dragan", dragan, regularizer.dragan))  # fmt: skip
     return Task(
         config=config,
         data=data,

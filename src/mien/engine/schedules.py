@@ -20,6 +20,7 @@ class Knobs:
     r1_gamma: float
     r2_gamma: float
     gp_gamma: float
+    dragan_gamma: float
     input_noise: float
     clip_norm: float | None
     clip_value: float | None
@@ -56,6 +57,7 @@ def knobs_at(config: Config, nimg: int) -> Knobs:
         r1_gamma=config.regularizer.r1.gamma * gamma,
         r2_gamma=config.regularizer.r2.gamma * gamma,
         gp_gamma=config.regularizer.gp.gamma * gamma,
+        dragan_gamma=config.regularizer.dragan.gamma * gamma,
         input_noise=config.model.discriminator.input_noise,
         clip_norm=config.optimizer.clip_norm,
         clip_value=config.optimizer.clip_value,

@@ -63,36 +63,38 @@ def train_step(s: TrainState, task: Task, knobs: Knobs, *, measure: bool = False
         return both[: len(real)], both[len(real) :]
 
     # Discriminator: tell real from fake, stay smooth.
-    share_fakes = knobs.d_steps == knobs.g_steps == 1 and micro == batch
+    one_each = knobs.d_steps == knobs.g_steps == 1
+    share_fakes = one_each and micro == batch
     for _ in range(knobs.d_steps):
         real, attributes = task.data.batch(s.nimg, batch)  # [N, 3, R, R] in -1..1, [N, A]
-        update = s.nimg // batch
-        with task.autocast(), torch.set_grad_enabled(share_fakes):
-            fake = s.G(noise(), attributes)
-        seen = []
+        update, latents, seen = s.nimg // batch, noise(), []
         with updating(s.D, s.opt_d, "d", knobs.lr_d, knobs, signals, measure):
             for i in range(0, batch, micro):
-                r, f, a = (part[i : i + micro] for part in (real, fake.detach(), attributes))
+                r, z, a = (part[i : i + micro] for part in (real, latents, attributes))
                 with task.autocast():
+                    with torch.set_grad_enabled(share_fakes):
+                        fake = s.G(z, a)
+                    f = fake.detach()
                     real_logits, fake_logits = judge(r, f, a)
                     loss = task.adversarial.d_loss(real=real_logits.float(), fake=fake_logits.float())  # [N]
-                total = loss.sum()
+                total, seen_here = loss.sum(), discriminator_signals(loss=loss, real=real_logits, fake=fake_logits)
                 for name, penalty, every in task.penalties:
                     if update % every == 0 and (gamma := getattr(knobs, f"{name}_gamma")) > 0:
                         values = penalty(critic, real=r, fake=f, attributes=a)  # [N], fp32
                         total = total + every * gamma / 2 * values.sum()
-                        signals[f"{name}_penalty"] = values.detach().mean()
+                        seen_here[f"{name}_penalty"] = values.detach().mean()
                 (total / batch).backward()
-                seen.append(discriminator_signals(loss=loss, real=real_logits, fake=fake_logits))
+                seen.append(seen_here)
         signals |= mean_of(seen)
         s.nimg += batch
 
     # Generator: make D call fakes real.
     s.D.requires_grad_(False)  # its weights' gradients would be thrown away: a quarter of the step
     for _ in range(knobs.g_steps):
-        if not share_fakes:
+        if not one_each:
             latents = noise()
-            attributes = attributes if task.adversarial.pairs else task.data.draw_attributes(batch)
+            if not (task.adversarial.pairs or task.config.loss.feature_matching):  # what is compared with reals has their attributes
+                attributes = task.data.draw_attributes(batch)
         seen = []
         with updating(s.G, s.opt_g, "g", knobs.lr_g, knobs, signals, measure):
             for i in range(0, batch, micro):
