@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from mien.engine import checkpoint
 from mien.engine.session import open_session
 from mien.engine.state import TrainState, step_seed
 from mien.errors import UserError
-from mien.runs import Run
+from mien.runs import Run, kimg_name
 
 CPU = torch.device("cpu")
 # What keeps a state of its own is all on: batch norm, spectral norm's vectors, lazy R1, augmentation, EMA, warm-up, dropout.
@@ -131,11 +132,94 @@ def test_a_longer_run_may_go_on(store, tmp_path):
 
 
 def test_a_run_in_progress_is_left_alone(store, tmp_path):
-    train(tmp_path / "run", store, stop_at=8)
-    status = tmp_path / "run" / "status.json"
-    status.write_text(json.dumps({**json.loads(status.read_text()), "state": "running", "pid": os.getppid()}))
+    begun = open_session(tmp_path / "run", tiny_recipe(), store, device=CPU)  # not yet training: no status tells of it
     with pytest.raises(UserError, match="is being trained by process"):
         open_session(tmp_path / "run", tiny_recipe(), store, device=CPU)
+    begun.loop(on_tick=lambda nimg, values: None, on_snapshot=lambda path, nimg: None).train()
+    open_session(tmp_path / "run", tiny_recipe(), store, device=CPU).run.unlock()  # training ended, so the run is free
+    status = tmp_path / "run" / "status.json"  # as on a file system without locks
+    status.write_text(json.dumps({**json.loads(status.read_text()), "state": "running", "pid": os.getppid(), "locked": False}))
+    with pytest.raises(UserError, match="is being trained by process"):
+        open_session(tmp_path / "run", tiny_recipe(), store, device=CPU)
+
+
+@pytest.mark.parametrize("preset, options", [
+    ("seed0", ("train.micro_batch=4", "model.discriminator.minibatch_stddev=4", "train.precision=bf16")),
+    ("seed0", ("balance.d_steps=2", "balance.g_steps=2", "regularizer.dragan.gamma=1", "regularizer.gp.gamma=1", "regularizer.gp.every=2")),
+    ("seed4", ("data.attributes=all", "data.balance=uniform", "optimizer.name=adamw", "optimizer.weight_decay=0.01")),
+])  # fmt: skip
+def test_resume_is_exact_with(store, tmp_path, preset, options):
+    """Micro-batches in bf16, several updates a step with drawn penalties, minibatch discrimination with label noise and dropout."""
+    recipe = tiny_recipe(*options, "train.images=48", "sample.every_kimg=0", preset=preset)
+
+    def go(path, stop_at=None):
+        begun = open_session(path, recipe, store, device=CPU, say=lambda message: None)
+        loop = begun.loop(on_tick=lambda nimg, values: None, on_snapshot=lambda snapshot, nimg: None)
+        if stop_at:
+            loop.on_tick = lambda nimg, values: setattr(loop, "should_stop", nimg >= stop_at)
+        loop.train()
+        return begun.state
+
+    go(tmp_path / "parts", stop_at=16)
+    assert_same_bits(go(tmp_path / "parts"), go(tmp_path / "whole"))
+
+
+def test_the_same_command_again_writes_nothing_anew(store, tmp_path):
+    train(tmp_path / "run", store)
+    kept = [path for name in ("checkpoints", "snapshots", "samples") for path in (tmp_path / "run" / name).rglob("*")]
+    files = {path: path.stat().st_mtime_ns for path in kept}
+    train(tmp_path / "run", store)
+    assert files == {path: path.stat().st_mtime_ns for path in files}
+
+
+def test_shorter_than_what_was_seen_is_refused_and_changes_nothing(store, tmp_path):
+    train(tmp_path / "run", store)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.json*")}
+    with pytest.raises(UserError, match="has seen 96 images already"):
+        open_session(tmp_path / "run", tiny_recipe("train.images=64"), store, device=CPU)
+    assert before == {path: path.read_bytes() for path in before}
+    assert train(tmp_path / "run", store, "train.images=90").nimg == 96  # where a run of 90 ends too, with batches of 8
+
+
+def test_an_old_request_to_stop_stops_nothing(store, tmp_path):
+    train(tmp_path / "run", store, stop_at=8)
+    (tmp_path / "run" / "control" / "stop").touch()
+    assert train(tmp_path / "run", store).nimg == 96
+
+
+def test_what_a_kill_left_half_written_is_swept_away(store, tmp_path):
+    train(tmp_path / "run", store, stop_at=8)
+    left = tmp_path / "run" / "checkpoints" / ".0000000016.77.tmp"
+    left.mkdir()
+    (left / "state.safetensors").write_bytes(b"half")
+    (tmp_path / "run" / "samples" / ".mosaic.png.tmp").touch()
+    train(tmp_path / "run", store)
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
+def test_a_run_that_kept_nothing_may_begin_again_with_another_recipe(store, tmp_path):
+    """As after a batch that did not fit into memory, or a kill before config.json was written."""
+    open_session(tmp_path / "run", tiny_recipe(), store, device=CPU).run.unlock()
+    smaller = train(tmp_path / "run", store, "train.batch=4")
+    assert smaller.nimg == 96 and Run.open(tmp_path / "run").config["config"]["train"]["batch"] == 4
+    (tmp_path / "early" / "control").mkdir(parents=True)
+    (tmp_path / "early" / "architecture.json").write_text("{}")
+    open_session(tmp_path / "early", tiny_recipe(), store, device=CPU)
+
+
+def test_why_a_run_ended_is_written_down(store, tmp_path):
+    for error, state, kind in ((RuntimeError("the lamp\nwent out"), "failed", "error"), (KeyboardInterrupt(), "interrupted", "stop")):
+        begun = open_session(tmp_path / kind, tiny_recipe(), store, device=CPU)
+
+        def fall(nimg, values, error=error):
+            raise error
+
+        with pytest.raises(type(error)):
+            begun.loop(on_tick=fall, on_snapshot=lambda path, nimg: None).train()
+        run = Run.open(tmp_path / kind)
+        assert run.status["state"] == state and run.events()[-1]["kind"] == kind
+        assert_same_bits(train(tmp_path / kind, store, "train.images=16"), train(tmp_path / f"{kind}-whole", store, "train.images=16"))
+    assert "the lamp went out" in [event["message"] for event in Run.open(tmp_path / "error").events()]
 
 
 def test_nan_is_refused_a_checkpoint(store, tmp_path):
@@ -176,6 +260,32 @@ def test_retention_keeps_the_newest_and_every_kth(tmp_path):
         checkpoint.save_checkpoint(tmp_path / "checkpoints", nimg=nimg, tensors={"x": torch.zeros(1)}, plain={})
         checkpoint.prune(Run(tmp_path).checkpoints(), keep=2, keep_every_nimg=30)
     assert [nimg for nimg, _ in Run(tmp_path).checkpoints()] == [30, 60, 90, 100]
+
+
+def test_a_damaged_later_checkpoint_does_not_push_out_the_one_just_saved(store, tmp_path):
+    train(tmp_path / "run", store, "train.keep=1", stop_at=48)
+    folder = tmp_path / "run" / "checkpoints"
+    shutil.copytree(folder / "0000000048", folder / "0000000088")
+    (folder / "0000000088" / "state.json").write_text("{}")
+    train(tmp_path / "run", store, "train.keep=1", stop_at=64)
+    assert checkpoint.newest_valid(Run.open(tmp_path / "run").checkpoints())[0].name == "0000000064"
+
+
+def test_snapshots_kept_are_the_newest_the_best_and_every_kth(store, tmp_path):
+    begun = open_session(tmp_path / "run", tiny_recipe("train.snapshot_kimg=0.008", "train.keep_snapshots=2", "train.keep_every_kimg=0.04"),
+                         store, device=CPU)  # fmt: skip
+
+    def score(path, nimg):
+        begun.run.append("metrics", nimg, metric="fd-face", value=5.0 if nimg == 24 else 9.0, protocol={})
+
+    begun.loop(on_tick=lambda nimg, values: None, on_snapshot=score).train()
+    assert [nimg for nimg, _ in begun.run.snapshots()] == [24, 40, 80, 88, 96]
+    assert {path.stem for path in (begun.run.path / "snapshots").iterdir()} == {kimg_name(nimg) for nimg in (24, 40, 80, 88, 96)}
+    assert begun.run.best_snapshot().stem == kimg_name(24)
+
+
+def test_a_snapshot_may_be_read_by_others(tiny_snapshot):
+    assert tiny_snapshot.stat().st_mode == tiny_snapshot.with_suffix(".json").stat().st_mode
 
 
 def test_step_seeds_do_not_repeat():

@@ -72,6 +72,13 @@ def test_d_update_leaves_g_without_gradients_and_g_update_leaves_d_without(store
     assert seen == {"d": [], "g": []}
 
 
+def test_every_penalty_trains_and_is_told(store):
+    names = ("r1", "r2", "gp", "dragan")
+    state, task, config = make(store, *(f"regularizer.{name}.gamma=1" for name in names), "regularizer.r1.every=1")
+    signals = steps(state, task, config, 2)
+    assert all(torch.isfinite(signals[f"{name}_penalty"]) and signals[f"{name}_penalty"] > 0 for name in names)
+
+
 @pytest.mark.parametrize("loss", ["bce", "nonsaturating", "hinge", "least_squares", "wasserstein", "relativistic"])
 def test_every_loss_trains(store, loss):
     state, task, config = make(store, f"loss.name={loss}")
@@ -101,13 +108,16 @@ def test_measuring_changes_nothing(store):
 
 def test_micro_batches_give_the_same_gradient(store):
     """Without batch or spectral norm, augmentation and minibatch layers the pieces are independent, so the sum is the whole."""
-    plain = ("model.generator.norm=none", "model.discriminator.norm=none", "augment.p=0", "regularizer.r1.every=1", "balance.d_steps=2")
-    gradients = []
-    for micro in ("none", "2"):
-        state, task, config = make(store, *plain, f"train.micro_batch={micro}", "optimizer.clip_norm=none")
-        signals = steps(state, task, config, 1)
-        gradients.append({name: float(signals[name]) for name in ("grad_norm_d", "grad_norm_g", "loss_d", "loss_g")})
-    assert gradients[0] == pytest.approx(gradients[1], rel=1e-4)
+    plain = ("model.generator.norm=none", "model.discriminator.norm=none", "augment.p=0", "regularizer.r1.every=1")
+    names = ("grad_norm_d", "grad_norm_g", "loss_d", "loss_g", "r1_penalty")
+    for d_steps in (1, 2):
+        gradients = []
+        for micro in ("none", "2"):
+            own = (f"balance.d_steps={d_steps}", f"train.micro_batch={micro}", "optimizer.clip_norm=none")
+            state, task, config = make(store, *plain, *own)
+            signals = steps(state, task, config, 1)
+            gradients.append({name: float(signals[name]) for name in names})
+        assert gradients[0] == pytest.approx(gradients[1], rel=1e-4)
 
 
 def test_lazy_penalty_comes_every_kth_update_with_k_times_the_weight(store):

@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from mien.errors import UserError
 from mien.models.catalogue import Generator, build_generator
+from mien.runs import Run, replace
 
 CHECKPOINT_FORMAT = "mien-checkpoint/1"
 SNAPSHOT_FORMAT = "mien-generator/1"
+FILES = ("state.safetensors", "state.json")  # of a checkpoint, beside its manifest
 
 
 def sha256(path: Path) -> str:
@@ -35,7 +36,7 @@ def _sync(path: Path) -> None:
     """fsync a file, or a folder's list of names. Windows has no fsync for folders and needs none."""
     if path.is_dir() and os.name == "nt":
         return
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows syncs only what is open for writing
     try:
         os.fsync(handle)
     finally:
@@ -43,8 +44,8 @@ def _sync(path: Path) -> None:
 
 
 def _write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """A safetensors file from tensors anywhere, in any memory format."""
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    """A safetensors file from tensors anywhere, in any memory format. (The library's own save_file makes it readable to its owner only.)"""
+    path.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
     _sync(path)
 
 
@@ -53,10 +54,9 @@ def _write_json(value: Any, path: Path) -> None:
     _sync(path)
 
 
-def _disk_error(error: Exception, where: Path) -> UserError | None:
-    """A full disk as a word to the user; None for any other failure (safetensors wraps the system's error in its text)."""
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error) or "os error 28" in str(error)
-    if not full:
+def _disk_error(error: OSError, where: Path) -> UserError | None:
+    """A full disk as a word to the user; None for any other failure."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return None
     free_mb = shutil.disk_usage(where).free / 2**20
     return UserError(f"The disk is full ({free_mb:.0f} MB free) at {where}; older checkpoints are whole. Free some space and go on.")
@@ -66,7 +66,10 @@ def _disk_error(error: Exception, where: Path) -> UserError | None:
 
 
 def save_checkpoint(folder: Path, *, nimg: int, tensors: Mapping[str, torch.Tensor], plain: Mapping[str, Any]) -> Path:
-    """Write `folder`/NNNNNNNNNN (nimg, ten digits), replacing one of the same name. Raises UserError when the disk is full."""
+    """Write `folder`/NNNNNNNNNN (nimg, ten digits), replacing one of the same name. Raises UserError when the disk is full.
+
+    One of the same name is set aside before it is deleted, so that a kill costs at most a copy of what is being written.
+    """
     final = folder / f"{nimg:010d}"
     temporary = folder / f".{final.name}.{os.getpid()}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -74,14 +77,16 @@ def save_checkpoint(folder: Path, *, nimg: int, tensors: Mapping[str, torch.Tens
         temporary.mkdir(parents=True)
         _write_tensors(tensors, temporary / "state.safetensors")
         _write_json({"nimg": nimg, **plain}, temporary / "state.json")
-        hashes = {name: sha256(temporary / name) for name in ("state.safetensors", "state.json")}
+        hashes = {name: sha256(temporary / name) for name in FILES}
         _write_json({"format": CHECKPOINT_FORMAT, "sha256": hashes}, temporary / "manifest.json")
         _sync(temporary)
+        aside = folder / f".{final.name}.{os.getpid()}.old.tmp"
         if final.exists():
-            shutil.rmtree(final)
+            os.replace(final, aside)
         os.replace(temporary, final)
         _sync(folder)
-    except (OSError, SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         word = _disk_error(error, folder)
         if word is None:
@@ -96,12 +101,18 @@ def check(path: Path) -> str | None:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return "its manifest is missing or damaged"
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("sha256"), dict):
+        return "its manifest is damaged"
     if manifest.get("format") != CHECKPOINT_FORMAT:
         return f"its format is {manifest.get('format')!r}, not {CHECKPOINT_FORMAT}"
-    for name, expected in manifest.get("sha256", {}).items():
+    for name in FILES:
         if not (path / name).is_file():
             return f"{name} is missing"
-        if sha256(path / name) != expected:
+        try:
+            whole = sha256(path / name) == manifest["sha256"].get(name)
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
+        if not whole:
             return f"{name} was cut short or altered"
     return None
 
@@ -124,34 +135,55 @@ def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]
 
 def prune(checkpoints: list[tuple[int, Path]], *, keep: int, keep_every_nimg: int | None) -> None:
     """Delete all but the newest `keep` checkpoints and those that crossed a multiple of `keep_every_nimg` first."""
-    kept = {path for _, path in checkpoints[-keep:]}
-    if keep_every_nimg:
-        before = 0
-        for nimg, path in checkpoints:
-            if nimg // keep_every_nimg > before // keep_every_nimg:
-                kept.add(path)
-            before = nimg
-    for _, path in checkpoints:
-        if path not in kept:
-            shutil.rmtree(path, ignore_errors=True)
+    for path in _surplus(checkpoints, keep, keep_every_nimg):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def prune_snapshots(run: Run, *, keep: int, keep_every_nimg: int | None) -> None:
+    """As `prune`, for snapshots; the best by its score (`Run.best_snapshot`) stays too."""
+    best = run.best_snapshot()
+    for weights in _surplus(run.snapshots(), keep, keep_every_nimg):
+        if weights != best:
+            weights.with_suffix(".json").unlink(missing_ok=True)
+            weights.unlink(missing_ok=True)  # last: what is still listed after a kill is pruned the next time
+
+
+def _surplus(files: list[tuple[int, Path]], keep: int, keep_every_nimg: int | None) -> list[Path]:
+    """All but the newest `keep` of (nimg, path), oldest first, and those that crossed a multiple of `keep_every_nimg` first."""
+    surplus, before = [], 0
+    for nimg, path in files[:-keep]:
+        if not keep_every_nimg or nimg // keep_every_nimg == before // keep_every_nimg:
+            surplus.append(path)
+        before = nimg
+    return surplus
+
+
+def sweep(run: Run) -> None:
+    """Delete the half-written files that a killed process left. Only for who holds the run's lock."""
+    for folder in (run.path, *(run.path / name for name in ("checkpoints", "snapshots", "samples"))):
+        for path in folder.glob(".*.tmp"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 # --- snapshots --------------------------------------------------------------------------------------------------------
 
 
 def save_snapshot(stem: Path, net: torch.nn.Module, meta: Mapping[str, Any]) -> Path:
-    """Write `stem`.safetensors and `stem`.json (docs/architecture.md, "A snapshot"); the .json comes last and makes it readable."""
+    """Write `stem`.safetensors and `stem`.json (docs/architecture.md, "A snapshot"); the .safetensors comes last and makes it seen."""
     weights, note = stem.with_name(stem.name + ".safetensors"), stem.with_name(stem.name + ".json")
-    temporary = weights.with_name(f".{weights.name}.tmp")
+    new_weights, new_note = (path.with_name(f".{path.name}.tmp") for path in (weights, note))
     try:
-        _write_tensors(net.state_dict(), temporary)
-        digest = sha256(temporary)
-        os.replace(temporary, weights)
-        temporary = note.with_name(f".{note.name}.tmp")
-        _write_json({"format": SNAPSHOT_FORMAT, **meta, "sha256": digest}, temporary)
-        os.replace(temporary, note)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        _write_tensors(net.state_dict(), new_weights)
+        _write_json({"format": SNAPSHOT_FORMAT, **meta, "sha256": sha256(new_weights)}, new_note)
+        replace(new_note, note)
+        replace(new_weights, weights)
+        _sync(stem.parent)
+    except OSError as error:
+        for path in (new_weights, new_note):
+            path.unlink(missing_ok=True)
         word = _disk_error(error, stem.parent)
         if word is None:
             raise

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +41,16 @@ class Loop:
         table = [(tuple(row), share) for row, share in meta["attribute_table"]]
         self.grid = SampleGrid(run, z_dim=state.G.z_dim, names=meta["attributes"], table=table, columns=config.sample.columns)
         self.meter = SignalMeter()
-        self._checkpoint_nimg = self._snapshot_nimg = -1
+        self._checkpoint_nimg = state.nimg if state.nimg in dict(run.checkpoints()) else -1  # what is on disk already is not written again
+        self._snapshot_nimg = state.nimg if state.nimg in dict(run.snapshots()) else -1
         self._tick_started_s, self._tick_started_nimg = time.monotonic(), state.nimg
 
     def train(self) -> bool:
         state, config = self.state, self.task.config
         total = config.train.images
-        self.scalars = Scalars(self.run)
-        self.write_status("running")  # before the first step: 'mien runs' and 'mien stop' see it, and a second 'mien train' is refused
+        self._stop_request.unlink(missing_ok=True)  # one left from before is not meant for this process
+        self.write_status("running")  # before the first step: 'mien runs' and 'mien stop' see it
+        self.scalars = Scalars(self.run, after_nimg=state.nimg)
         try:
             if state.nimg == 0 and config.sample.every_kimg > 0:
                 self.grid.draw(state.ema, 0, self.task.device)
@@ -62,8 +65,13 @@ class Loop:
             finished = state.nimg >= total
             self._last_things(finished)
             return finished
+        except BaseException as error:
+            self._note_end(error)
+            raise
         finally:
-            self.scalars.close()
+            with contextlib.suppress(OSError):  # a full disk has been told of by now
+                self.scalars.close()
+            self.run.unlock()
 
     def _fall_due(self, before: int, after: int) -> None:
         train, sample = self.task.config.train, self.task.config.sample
@@ -96,15 +104,25 @@ class Loop:
     def _fail(self, what: str) -> None:
         newest, _ = checkpoint.newest_valid(self.run.checkpoints())
         back = f"the last healthy checkpoint is {newest.name} ({int(newest.name):,} images)" if newest else "there is no checkpoint yet"
-        message = f"{what} at {self.state.nimg:,} images; {back}. Lower optimizer.lr_d and lr_g, or set optimizer.clip_norm."
-        self.run.event(self.state.nimg, "error", message)
-        self.write_status("failed")
+        message = f"{what} at {self.state.nimg:,} images; {back}. Begin another run (--run) " \
+                  "with lower optimizer.lr_d and lr_g, or with optimizer.clip_norm."  # fmt: skip
         raise TrainingFailed(message)
 
+    def _note_end(self, error: BaseException) -> None:
+        """Write down why the run ended, as far as that can still be done: the disk may be what failed."""
+        stopped = isinstance(error, KeyboardInterrupt)
+        message = "Interrupted." if stopped else " ".join(str(error).split())[:500] or type(error).__name__
+        with contextlib.suppress(OSError):
+            self.run.event(self.state.nimg, "stop" if stopped else "error", message)
+            self.write_status("interrupted" if stopped else "failed")
+
+    @property
+    def _stop_request(self) -> Path:
+        return self.run.path / "control" / "stop"
+
     def _asked_to_stop(self) -> bool:
-        request = self.run.path / "control" / "stop"
-        if request.exists():
-            request.unlink(missing_ok=True)
+        if self._stop_request.exists():
+            self._stop_request.unlink(missing_ok=True)
             self.should_stop = True
         return self.should_stop
 
@@ -121,23 +139,36 @@ class Loop:
 
     def save_checkpoint(self) -> None:
         """Raises TrainingFailed rather than save a state with a NaN in it: a healthy checkpoint must stay the newest."""
-        tensors, nimg, train = self.state.tensors(), self.state.nimg, self.task.config.train
-        sick = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())]
-        if sick:
-            self._fail(f"{sick[0]} holds NaN or infinite numbers")
+        tensors, nimg = self.state.tensors(), self.state.nimg
+        self._check_health(tensors)
         checkpoint.save_checkpoint(self.run.path / "checkpoints", nimg=nimg, tensors=tensors, plain=self.state.plain())
-        every = round(1000 * train.keep_every_kimg) if train.keep_every_kimg else None
-        checkpoint.prune(self.run.checkpoints(), keep=train.keep, keep_every_nimg=every)
+        # A later one, that was passed over as damaged, must not count among the newest that stay.
+        until_now = [(at, path) for at, path in self.run.checkpoints() if at <= nimg]
+        checkpoint.prune(until_now, keep=self.task.config.train.keep, keep_every_nimg=self._keep_every_nimg)
         self._checkpoint_nimg = nimg
         self.run.event(nimg, "checkpoint", f"Checkpoint at {nimg:,} images.")
 
+    @property
+    def _keep_every_nimg(self) -> int | None:
+        every_kimg = self.task.config.train.keep_every_kimg
+        return None if every_kimg is None else round(1000 * every_kimg)
+
+    def _check_health(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        sick = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())]
+        if sick:
+            self._fail(f"{sick[0]} holds NaN or infinite numbers")
+
     def save_snapshot(self) -> None:
+        """Raises TrainingFailed rather than save a generator with a NaN in it."""
         nimg = self.state.nimg
+        self._check_health({f"ema.{name}": tensor for name, tensor in self.state.ema.state_dict().items()})
         path = checkpoint.save_snapshot(self.run.path / "snapshots" / kimg_name(nimg), self.state.ema, {**self.meta, "nimg": nimg})
         self.grid.draw_mosaic(self.state.ema, self.task.device)
         self._snapshot_nimg = nimg
         self.run.event(nimg, "snapshot", f"Snapshot {path.name}.")
         self.on_snapshot(path, nimg)
+        keep = self.task.config.train.keep_snapshots
+        checkpoint.prune_snapshots(self.run, keep=keep, keep_every_nimg=self._keep_every_nimg)  # now that this one may have its score
 
     def write_status(self, state: str, images_per_s: float | None = None) -> None:
         fields = {"images_per_s": images_per_s} if images_per_s is not None else {}
@@ -150,9 +181,14 @@ def due(every_kimg: float, before: int, after: int) -> bool:
     return every > 0 and after // every > before // every
 
 
-def resume(run: Run, state: TrainState, say: Say) -> bool:
-    """Load the newest whole checkpoint into `state`; False when there is none. Damaged ones are named and skipped."""
+def resume(run: Run, state: TrainState, say: Say, *, past_end_nimg: int) -> bool:
+    """Load the newest whole checkpoint into `state`; False when there is none. Damaged ones are named and skipped.
+
+    Raises UserError, with nothing changed, when that checkpoint is at or beyond `past_end_nimg`: the run asked for is shorter.
+    """
     path, skipped = checkpoint.newest_valid(run.checkpoints())
+    if path is not None and int(path.name) >= past_end_nimg:
+        raise UserError(f"{run.path} has seen {int(path.name):,} images already: ask for more with --images, or name another --run.")
     for message in skipped:
         run.event(state.nimg, "error", message)
         say(message)

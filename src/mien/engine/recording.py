@@ -22,11 +22,12 @@ MOSAIC_SIDE = 10
 class Scalars:
     """scalars.jsonl and TensorBoard, side by side."""
 
-    def __init__(self, run: Run):
+    def __init__(self, run: Run, *, after_nimg: int = 0):
+        """`after_nimg`: what a killed process had told TensorBoard beyond it is hidden there, for it will be told again."""
         from torch.utils.tensorboard import SummaryWriter  # a second of imports that `import mien` should not pay
 
         self._run = run
-        self._tensorboard = SummaryWriter(str(run.path / "tensorboard"))
+        self._tensorboard = SummaryWriter(str(run.path / "tensorboard"), purge_step=after_nimg + 1)
 
     def write(self, nimg: int, values: dict[str, float]) -> None:
         self._run.append("scalars", nimg, **{name: float(f"{value:.6g}") for name, value in values.items()})

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 import mien
 from mien.config import MAY_CHANGE_ON_RESUME, Recipe, differences
 from mien.data.store import FaceStore
-from mien.engine import build
+from mien.engine import build, checkpoint
 from mien.engine.loop import Loop, OnSnapshot, OnTick, Say, resume
 from mien.engine.schedules import knobs_at
 from mien.engine.state import TrainState
@@ -57,29 +58,68 @@ def open_session(
         "store": build.describe_store(store, names),
         "machine": build.describe_machine(device),
     }
+    run = take(path)
+    try:
+        if (path / "config.json").exists() and (run.checkpoints() or run.snapshots()):
+            resumed = go_on(run, record, state, say)
+        else:  # also where a run ended before it had anything to keep: it begins again, perhaps with a smaller batch
+            architecture = build.describe_architecture(state, size=store.size, attributes=len(names), device=device)
+            Run.create(path, config=record, architecture=architecture)
+            run.rewind(0)
+            recipe_name = recipe.preset or "the default recipe"
+            run.event(0, "start", f"Began with {recipe_name} on {store.path} ({task.data.count:,} training images).")
+            resumed = False
+    except BaseException:
+        run.unlock()
+        raise
+    return Session(run=run, state=state, task=task, meta=meta, resumed=resumed)
+
+
+def take(path: Path) -> Run:
+    """The run at `path`, or the place for one, locked and rid of half-written files.
+
+    Raises UserError when it is something else, or in the hands of another process.
+    """
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file, not a run directory; name another with --run.")
     if (path / "config.json").exists():
         run = Run.open(path)
-        if run.status.get("state") == "running":
-            raise UserError(f"{path} is being trained by process {run.status.get('pid')}; 'mien stop {path}' stops it after a checkpoint.")
-        changed = check_same(run, record)
-        resumed = resume(run, state, say)
-        for change in changed:
-            run.event(state.nimg, "control", f"Changed on resume: {change}.")
-        if changed:
-            write_json(run.path / "config.json", {**run.config, **{key: record[key] for key in ("config", "provenance", "command")}})
+    elif path.exists() and any(_is_foreign(file) for file in path.rglob("*")):
+        raise UserError(f"{path} exists and is not a run directory; name another with --run.")
     else:
-        if path.exists() and any(path.iterdir()):
-            raise UserError(f"{path} exists and is not a run directory; name another with --run.")
-        architecture = build.describe_architecture(state, size=store.size, attributes=len(names), device=device)
-        run = Run.create(path, config=record, architecture=architecture)
-        run.event(0, "start", f"Began with {recipe.preset or 'the default recipe'} on {store.path} ({task.data.count:,} training images).")
-        resumed = False
-    return Session(run=run, state=state, task=task, meta=meta, resumed=resumed)
+        run = Run(path)
+    status = run.status
+    if status.get("state") == "running":  # a lock is not seen across machines, nor by every file system
+        where = f"process {status.get('pid')} on {status.get('host')}"
+        raise UserError(f"{path} is being trained by {where}; 'mien stop {path}' stops it after a checkpoint.")
+    run.lock()
+    checkpoint.sweep(run)
+    return run
+
+
+def _is_foreign(file: Path) -> bool:
+    """Whether a file in a folder without config.json is more than what a run killed at its very beginning leaves."""
+    return not file.is_dir() and file.name not in ("architecture.json", "lock") and file.suffix != ".tmp"
+
+
+def go_on(run: Run, record: dict[str, Any], state: TrainState, say: Say) -> bool:
+    """Resume `run` as `record` asks; False when all of its checkpoints are damaged. Raises UserError for another recipe or other data."""
+    changed = check_same(run, record)
+    train, d_steps = record["config"]["train"], record["config"]["balance"]["d_steps"]
+    resumed = resume(run, state, say, past_end_nimg=train["images"] + train["batch"] * d_steps)
+    for change in changed:
+        run.event(state.nimg, "control", f"Changed on resume: {change}.")
+        say(f"Changed on resume: {change}.")
+    if changed:
+        write_json(run.path / "config.json", {**run.config, **{key: record[key] for key in ("config", "provenance", "command")}})
+    return resumed
 
 
 def check_same(run: Run, record: dict[str, Any]) -> list[str]:
     """The harmless differences between a run and how it is asked to go on. Raises UserError, listing them, when one is not."""
     before = run.config
+    if "config" not in before or "digest" not in before.get("store", {}):
+        raise UserError(f"{run.path} does not say with what it was begun (its config.json lacks it); name another with --run.")
     if before["store"]["digest"] != record["store"]["digest"]:
         raise UserError(f"{run.path} was begun with other data ({before['store']['path']}); name another run directory with --run.")
     changed = differences(before["config"], record["config"])
@@ -90,17 +130,23 @@ def check_same(run: Run, record: dict[str, Any]) -> list[str]:
 
 
 def largest_batch_that_fits(recipe: Recipe, store: FaceStore, device: torch.device) -> int | None:
-    """The greatest halving of the recipe's batch whose step fits into memory; None when not even one image does."""
-    batch = recipe.config.train.batch // 2
+    """The greatest halving of the recipe's batch (or micro-batch) whose step fits into memory; None when not even one image does.
+
+    Call it when the failed step's tensors are gone: outside of the `except`, whose traceback holds them.
+    """
+    batch = (recipe.config.train.micro_batch or recipe.config.train.batch) // 2
     while batch >= 1:
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
         train = recipe.config.train.model_copy(update={"batch": batch, "micro_batch": None})
         config = recipe.config.model_copy(update={"train": train})
         try:
             task = build.build_task(config, store, device)
             state = build.build_state(config, size=store.size, attributes=len(task.data.attribute_names), device=device)
-            train_step(state, replace(task, config=config), knobs_at(config, 0))
+            train_step(state, task, knobs_at(config, 0))
             return batch
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         task = state = None  # type: ignore[assignment]  # let the memory go before the next try
@@ -110,4 +156,17 @@ def largest_batch_that_fits(recipe: Recipe, store: FaceStore, device: torch.devi
 
 def is_out_of_memory(error: BaseException) -> bool:
     """torch has a class for a GPU's memory; on the CPU only the text tells."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
+
+
+def out_of_memory(recipe: Recipe, store: FaceStore, device: torch.device) -> UserError:
+    """What to say of a step that did not fit: the batch, the largest that fits, and how to set it."""
+    train = recipe.config.train
+    asked = f"train.batch={train.batch}" + (f" in pieces of {train.micro_batch}" if train.micro_batch else "")
+    fits = largest_batch_that_fits(recipe, store, device)
+    if fits is None:
+        return UserError(f"Out of memory on {device} with {asked}; not even one image fits: lower the widths or the size of the images.")
+    piece = max(size for size in range(1, fits + 1) if train.batch % size == 0)
+    return UserError(f"Out of memory on {device} with {asked}; {fits} fits: --set train.batch={fits}, "
+                     f"or --set train.micro_batch={piece} for the same gradient in pieces.")  # fmt: skip

@@ -162,14 +162,12 @@ def examine(recipe: Recipe, store: FaceStore, device_name: str | None) -> dict[s
     try:
         state = build.build_state(config, size=store.size, attributes=len(names), device=device)
         networks = build.describe_architecture(state, size=store.size, attributes=len(names), device=device)
-        cost = _measure(recipe, store, device, state)
-    except RuntimeError as error:
+        return {"networks": networks, "cost": _measure(recipe, store, device, state)}
+    except (RuntimeError, MemoryError) as error:
         if not session.is_out_of_memory(error):
             raise
-        fits = session.largest_batch_that_fits(recipe, store, device)
-        hint = f"the largest batch that fits is {fits}" if fits else "no batch fits"
-        raise UserError(f"Out of memory on {device} with train.batch={config.train.batch}; {hint}.") from None
-    return {"networks": networks, "cost": cost}
+        state = None  # type: ignore[assignment]  # its memory must go before anything smaller is tried
+    raise session.out_of_memory(recipe, store, device)
 
 
 def _measure(recipe: Recipe, store: FaceStore, device: Any, state: Any) -> dict[str, Any]:

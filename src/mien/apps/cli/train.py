@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mien.errors import UserError
-
 if TYPE_CHECKING:
     from mien.config import Recipe
     from mien.data.store import FaceStore
@@ -52,15 +50,18 @@ def start(data: Path, recipe: Recipe, path: Path, device_name: str | None) -> No
     from mien.engine import build, session
 
     store, device = open_store(data), build.choose_device(device_name)
+    begun: Session | None = None
     try:
         begun = session.open_session(path, recipe, store, device=device, command=sys.argv, say=console.note)
         log = Log(path / "log.txt")
         log.say(_opening(begun, store))
         finished = _train(begun, store, log)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not session.is_out_of_memory(error):
             raise
-        raise _out_of_memory(recipe, store, device) from None
+        begun = None  # the error's traceback and the session hold the memory: both must go before anything smaller is tried
+    if begun is None:
+        raise session.out_of_memory(recipe, store, device)
     best = begun.run.best_snapshot()
     if finished:
         log.say(f"Finished at {begun.state.nimg:,} images. Samples: {path / 'samples' / 'mosaic.png'}. Generator: {best}.")
@@ -144,11 +145,3 @@ def stopping_gently(loop: Loop) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _out_of_memory(recipe: Recipe, store: FaceStore, device: Any) -> UserError:
-    from mien.engine.session import largest_batch_that_fits
-
-    fits = largest_batch_that_fits(recipe, store, device)
-    hint = f"{fits} fits: --set train.batch={fits}, or --set train.micro_batch={fits} for the same gradient" if fits else "no batch fits"
-    return UserError(f"Out of memory on {device} with train.batch={recipe.config.train.batch}; {hint}.")
