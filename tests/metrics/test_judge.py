@@ -43,6 +43,15 @@ def test_the_bundled_weights_are_small_and_known(judge):
         assert attribute["ece"] < attribute["ece_floor"] + 0.03
 
 
+def test_the_model_card_says_what_was_measured(judge):
+    """Each row of its accuracy table is what the weights' own record holds."""
+    card = (Path(__file__).parents[2] / "docs" / "model_cards" / "face.md").read_text(encoding="utf-8")
+    columns = ("share", "majority", "accuracy", "balanced", "auc", "ece_raw", "ece", "ece_floor")
+    for name, scores in judge.meta["validation"]["attributes"].items():
+        assert f"| {name} | " + " | ".join(f"{scores[column]:.4f}" for column in columns) + " |" in card
+    assert f"**{judge.meta['validation']['mean']['accuracy']:.4f}**" in card
+
+
 def test_probabilities_are_probabilities(judge, faces):
     noise = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8)
     flat = torch.stack([torch.zeros(3, 64, 64), torch.full((3, 64, 64), 255.0)]).to(torch.uint8)
