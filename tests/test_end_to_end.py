@@ -69,3 +69,21 @@ def test_scores_carry_their_protocol_and_reach_the_report(place):
 def test_runs_are_listed(place):
     names = {Path(row["run"]).name: row for row in json.loads(mien("runs", place, "--json"))}
     assert names["run0"]["state"] == "finished" and names.keys() >= {"run0", "run1"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [("eval.metrics=fdd", "Did you mean fd"), ("eval.features=fac", "face"), ("eval.split=test", "no test images")],
+)
+def test_scores_that_cannot_be_had_are_refused_before_the_run(place, setting, says):
+    result = CliRunner().invoke(app, ["train", str(place / "faces"), "--preset", "demo", "--run", str(place / "never"), "--images", "480",
+                                      "--set", "eval.every_kimg=1", "--set", setting, *NETS])  # fmt: skip
+    assert result.exit_code == 2 and says in result.stderr
+    assert not (place / "never").exists()
+
+
+def test_snapshots_are_scored_while_the_run_goes(place):
+    mien("train", place / "faces", "--preset", "demo", "--run", place / "scored", "--images", 480, "--set", "eval.every_kimg=0.2",
+         "--set", "eval.features=pixels", "--set", "eval.count=40", "--set", "eval.split=val", "--set", "eval.metrics=[\"kid\"]", *NETS)  # fmt: skip
+    scores = Run.open(place / "scored").metrics()
+    assert [score["nimg"] for score in scores] == [208, 400] and {score["metric"] for score in scores} == {"kid-pixels"}

@@ -77,7 +77,7 @@ class Loop:
         train, sample = self.task.config.train, self.task.config.sample
         if due(sample.every_kimg, before, after):
             self.grid.draw(self.state.ema, after, self.task.device)
-        if due(train.snapshot_kimg, before, after):
+        if due(train.snapshot_kimg, before, after) or due(self.task.config.eval.every_kimg, before, after):
             self.save_snapshot()
         if due(train.checkpoint_kimg, before, after):
             self.save_checkpoint()

@@ -21,7 +21,6 @@ class Knobs:
     r2_gamma: float
     gp_gamma: float
     dragan_gamma: float
-    input_noise: float
     clip_norm: float | None
     clip_value: float | None
     ema_half_life_kimg: float
@@ -58,7 +57,6 @@ def knobs_at(config: Config, nimg: int) -> Knobs:
         r2_gamma=config.regularizer.r2.gamma * gamma,
         gp_gamma=config.regularizer.gp.gamma * gamma,
         dragan_gamma=config.regularizer.dragan.gamma * gamma,
-        input_noise=config.model.discriminator.input_noise,
         clip_norm=config.optimizer.clip_norm,
         clip_value=config.optimizer.clip_value,
         ema_half_life_kimg=config.ema.half_life_kimg,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mien.apps.cli.console import note, print_json, progress, say
-from mien.errors import UserError
+from mien.errors import UserError, did_you_mean
 from mien.runs import Run
 
 if TYPE_CHECKING:
@@ -69,6 +69,20 @@ def evaluate(
         print_json([score.line() for score in scores])
     else:
         _show(scores)
+
+
+def check_settings(settings: Eval, store: FaceStore) -> None:
+    """Raises UserError when snapshots could not be scored as a recipe's [eval] asks: before the run, not at the first score."""
+    from mien.metrics.evaluate import METRICS
+    from mien.metrics.features import build_extractor
+
+    unknown = [metric for metric in settings.metrics if metric not in METRICS]
+    if unknown:
+        known = ", ".join(METRICS)
+        raise UserError(f"eval.metrics: no metric is named {unknown[0]}.{did_you_mean(unknown[0], METRICS)} There are: {known}.")
+    if not len(store.indices(settings.split)):
+        raise UserError(f"eval.split: {store.path} has no {settings.split} images to score against; set another, or eval.every_kimg=0.")
+    build_extractor(settings.features)
 
 
 def score_snapshot(run: Run, path: Path, store: FaceStore, settings: Eval, *, nimg: int) -> str:

@@ -50,6 +50,10 @@ def start(data: Path, recipe: Recipe, path: Path, device_name: str | None) -> No
     from mien.engine import build, session
 
     store, device = open_store(data), build.choose_device(device_name)
+    if recipe.config.eval.every_kimg > 0:
+        from mien.apps.cli.evaluate import check_settings
+
+        check_settings(recipe.config.eval, store)  # now, not at the first score an hour from here
     begun: Session | None = None
     try:
         begun = session.open_session(path, recipe, store, device=device, command=sys.argv, say=console.note)
