@@ -83,7 +83,8 @@ def test_scores_that_cannot_be_had_are_refused_before_the_run(place, setting, sa
 
 
 def test_snapshots_are_scored_while_the_run_goes(place):
-    mien("train", place / "faces", "--preset", "demo", "--run", place / "scored", "--images", 480, "--set", "eval.every_kimg=0.2",
-         "--set", "eval.features=pixels", "--set", "eval.count=40", "--set", "eval.split=val", "--set", "eval.metrics=[\"kid\"]", *NETS)  # fmt: skip
+    asked = ["eval.every_kimg=0.2", "eval.features=pixels", "eval.count=40", "eval.split=val", 'eval.metrics=["kid"]']
+    settings = [part for setting in asked for part in ("--set", setting)]
+    mien("train", place / "faces", "--preset", "demo", "--run", place / "scored", "--images", 480, *settings, *NETS)
     scores = Run.open(place / "scored").metrics()
     assert [score["nimg"] for score in scores] == [208, 400] and {score["metric"] for score in scores} == {"kid-pixels"}
