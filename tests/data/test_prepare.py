@@ -158,7 +158,7 @@ def test_a_folder_of_nothing_but_bad_files(tmp_path):
 
 def test_images_smaller_than_the_size_stop_all(celeba, tmp_path):
     with pytest.raises(UserError, match=r"10 of 40 images do not suit: 000031.jpg of img_align_celeba_half gives only 89x89 "
-                                          r"pixels .*leave out img_align_celeba_half, or pass --allow-upscale") as error:
+                                          r"pixels .*leave out img_align_celeba_half or pass --allow-upscale") as error:
         prepare([str(celeba)], tmp_path / "s", size=128)
     assert "\n" not in str(error.value) and left(tmp_path) == ["celeba"]
     assert prepare([str(celeba)], tmp_path / "s", size=128, allow_upscale=True)[0].images.shape == (40, 128, 128, 3)
@@ -170,6 +170,18 @@ def test_a_lone_unfit_image_that_the_first_look_missed_stops_all_too(tmp_path):
     with pytest.raises(UserError, match=r"1 of 200 images do not suit: 0002.png gives only 20x20"):
         prepare([str(folder)], tmp_path / "s", size=32)
     assert left(tmp_path) == ["f"]
+    store, _ = prepare([str(folder)], tmp_path / "s", size=32, max_skipped=0.005)
+    assert len(store) == 199 and "0002.png" not in store.names and store.manifest["skipped"][0]["name"] == "0002.png"
+    with pytest.raises(UserError, match="--max-skipped 5 is not a share"):
+        prepare([str(folder)], tmp_path / "t", size=32, max_skipped=5)
+
+
+def test_a_table_with_gaps_does_not_matter_when_no_attributes_are_kept(celeba, tmp_path):
+    table = celeba / "list_attr_celeba.txt"
+    table.write_text("\n".join(table.read_text().splitlines()[:20]) + "\n")
+    with pytest.raises(UserError, match="no row for .* --attributes none"):
+        prepare([str(celeba)], tmp_path / "s")
+    assert prepare([str(celeba)], tmp_path / "s", attributes=[])[0].attributes.shape == (40, 0)
 
 
 def test_the_same_again_is_left_alone_and_another_is_refused(celeba, tmp_path):
@@ -222,8 +234,8 @@ class Failing:
 def test_a_crash_in_a_worker_leaves_nothing(celeba, tmp_path, monkeypatch, deadly):
     real = preparing.find_sources
 
-    def found(name):
-        sources = real(name)
+    def found(name, **how):
+        sources = real(name, **how)
         sources[0].reader = Failing(sources[0].reader, "000013.jpg", deadly)
         return sources
 

@@ -195,6 +195,29 @@ def test_class_folders(tmp_path):
     assert one.attribute_names == () and one.kind == "images"
 
 
+@pytest.mark.parametrize(("table", "complaint"), [
+    ("file,Male\n{0},1\n{1},0\n{0},0\n", r"lines 2 and 4 of attributes.csv both describe a.png, and differ"),
+    ("Male,file\n1,{0}\n0,{1}\n", r"no row for any of the 2 images .*its rows begin with 1, 0; the file names must be its first column"),
+])
+def test_a_table_that_would_mislead_is_refused(tmp_path, table, complaint):
+    for number, name in enumerate(("a.png", "b.png")):
+        picture(number, (64, 64)).save(tmp_path / name)
+    (tmp_path / "attributes.csv").write_text(table.format("a.png", "b.png"))
+    with pytest.raises(UserError, match=complaint):
+        find_sources(str(tmp_path))
+    [bare] = find_sources(str(tmp_path), annotated=False)
+    assert bare.names == ["a.png", "b.png"] and bare.attribute_names == ()
+
+
+def test_a_column_left_out_is_said_with_the_cell_that_spoilt_it(tmp_path):
+    for number, name in enumerate(("a.png", "b.png")):
+        picture(number, (64, 64)).save(tmp_path / name)
+    (tmp_path / "attributes.csv").write_text("file,Male,Smiling,Hair\na.png,1,-1,0\nb.png,0,,2\n")
+    [source] = find_sources(str(tmp_path))
+    assert source.attribute_names == ("Male",)
+    assert source.notes[0].endswith("left out: Smiling ('' in line 3), Hair ('2' in line 3)")
+
+
 def write_cifar(folder, rows=6):
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -219,6 +242,10 @@ def test_cifar_batches(tmp_path):
     image = np.asarray(pickle.loads(pickle.dumps(source.reader)).read(source.keys[place]))
     assert np.array_equal(image, data[4].reshape(3, 32, 32).transpose(1, 2, 0))
     assert all((split == 2) == name.startswith("test_batch") for name, split in zip(source.names, source.splits))
+
+    meta = {"label_names": [b"airplane", b"automobile", b"bird", b"cat", b"deer", b"dog", b"frog", b"horse", b"ship", b"truck"]}
+    (tmp_path / "cifar-10-batches-py/batches.meta").write_bytes(pickle.dumps(meta, protocol=2))
+    assert find_sources(str(tmp_path))[0].attribute_names[3] == "cat"      # bytes, as Python 3 writes them
 
 
 class Evil:

@@ -6,7 +6,7 @@ People's: a CSV whose first column is the file name and whose others are 0/1, -1
 
 import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -31,6 +31,7 @@ class Table:
     width: int                          # cells in a line
     delimiter: str | None               # None: white space
     lines: dict[str, tuple[int, str]]   # {file name: (line number, the line)}
+    disputed: dict[str, tuple[int, int]] = field(default_factory=dict)     # {file name: numbers of two lines that differ}
 
     def select(self, files: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray, np.ndarray | None]:
         """For these files, in order: the names of the binary columns, their values uint8 [N, A], their splits uint8 [N] or None.
@@ -41,6 +42,9 @@ class Table:
         rows = []
         splits = []
         for key in match(files, self.lines, self.label):
+            if key in self.disputed:
+                earlier, later = self.disputed[key]
+                raise UserError(f"lines {earlier} and {later} of {self.label} both describe {key}, and differ; remove one")
             number, line = self.lines[key]
             cells = cut(line, self.delimiter)
             if len(cells) != self.width:
@@ -53,6 +57,16 @@ class Table:
         binary = [column for column in range(len(self.names)) if _is_binary(codes[:, column])]
         values = (codes[:, binary] == 1).astype(np.uint8)
         return tuple(self.names[column] for column in binary), values, None if self.split_place is None else np.array(splits, np.uint8)
+
+    def odd_cell(self, files: Sequence[str], name: str) -> str:
+        """Where the column `name` is not binary: "'' in line 7" for the first cell of these files that is no 0 or 1."""
+        place = self.places[self.names.index(name)]
+        for key in match(files, self.lines, self.label):
+            number, line = self.lines[key]
+            cell = cut(line, self.delimiter)[place]
+            if _codes([cell])[0] == OTHER:
+                return f"{cell.strip()!r} in line {number}"
+        return "-1, 0 and 1"
 
 
 def _is_binary(codes: np.ndarray) -> bool:
@@ -74,6 +88,9 @@ def match(files: Sequence[str], rows: Mapping[str, object], label: str) -> list[
             missing.append(name)
         else:
             keys.append(key)
+    if missing and len(missing) == len(files) and rows:
+        raise UserError(f"{label} has no row for any of the {len(files):,} images ({first(missing)}): its rows begin with "
+                        f"{first(list(rows))}; the file names must be its first column")
     if missing:
         raise UserError(f"{label} has no row for {len(missing):,} of {len(files):,} images ({first(missing)}); complete it, remove "
                         "those images, or leave the attributes out with --attributes none")
@@ -104,12 +121,16 @@ def _read_csv(lines: list[str], label: str) -> Table:
     repeated = {name for name in header[1:] if header[1:].count(name) > 1}
     if repeated:
         raise UserError(f"{label} has two columns called {min(repeated)!r}; rename one")
-    by_name = {}
+    by_name: dict[str, tuple[int, str]] = {}
+    disputed: dict[str, tuple[int, int]] = {}
     for number, line in enumerate(lines[1:], 2):
         if line.strip():
             name = line.partition(delimiter or ",")[0] if '"' not in line else cut(line, delimiter)[0]
-            by_name[name.strip().replace("\\", "/").removeprefix("./")] = (number, line)
-    return Table(label, tuple(header[at] for at in places), places, split_place, len(header), delimiter, by_name)
+            name = name.strip().replace("\\", "/").removeprefix("./")
+            if name in by_name and by_name[name][1] != line:
+                disputed[name] = by_name[name][0], number
+            by_name[name] = (number, line)
+    return Table(label, tuple(header[at] for at in places), places, split_place, len(header), delimiter, by_name, disputed)
 
 
 def cut(line: str, delimiter: str | None) -> list[str]:

@@ -52,6 +52,11 @@ def _load(data: bytes, label: str) -> dict[str, Any]:
     return {key.decode() if isinstance(key, bytes) else key: value for key, value in found.items()}
 
 
+def _text(value: Any) -> str:
+    """A name, which is bytes in a batch that Python 3 wrote in the manner of the official ones."""
+    return value.decode("latin1") if isinstance(value, bytes) else str(value)
+
+
 @functools.lru_cache(maxsize=8)
 def _batch(files: Files, name: str) -> tuple[np.ndarray, list[int], list[str]]:
     """One batch file: images uint8 [n, 32, 32, 3], labels, file names."""
@@ -60,7 +65,7 @@ def _batch(files: Files, name: str) -> tuple[np.ndarray, list[int], list[str]]:
     if not (isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 2 and data.shape[1] == 3 * SIDE * SIDE
             and isinstance(labels, list) and len(labels) == len(data) and all(label in range(10) for label in labels)):
         raise UserError(f"{name} is not a CIFAR-10 batch (no images of 3,072 bytes with a label from 0 to 9 each); download it again")
-    names = [str(each) for each in batch.get("filenames", [f"{row:05d}.png" for row in range(len(data))])]
+    names = [_text(each) for each in batch.get("filenames", [f"{row:05d}.png" for row in range(len(data))])]
     return np.ascontiguousarray(data.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)), labels, names
 
 
@@ -68,7 +73,7 @@ def cifar_batches(files: Files) -> Source:
     """CIFAR-10 from data_batch_1..5 and test_batch: the ten classes are attributes, the test batch is the test split."""
     batches = sorted(name for name in files.sizes if PurePosixPath(name).name.startswith(("data_batch_", "test_batch")))
     meta = next((name for name in files.sizes if PurePosixPath(name).name == "batches.meta"), None)
-    classes = [str(each) for each in _load(files.read(meta), meta).get("label_names", [])] if meta else []
+    classes = [_text(each) for each in _load(files.read(meta), meta).get("label_names", [])] if meta else []
     if len(classes) != 10:
         classes = [f"class_{number}" for number in range(10)]
     keys: list[str] = []

@@ -5,6 +5,7 @@ Every worker reads, decodes, crops and resamples a few dozen images at a time; t
 
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -26,6 +27,7 @@ from mien.data.annotations import first
 from mien.data.attributes import columns
 from mien.data.formats import (
     FILTER,
+    SIZES,
     BadImageError,
     UnfitImageError,
     check_crop,
@@ -46,6 +48,7 @@ from mien.errors import UserError
 CHUNK = 64                  # images a worker takes at a time; fewer when they are large
 CHUNK_BYTES = 16 * 2**20
 FEW = 400                   # below this many images, starting processes costs more than it saves
+UNREADABLE = 0.01           # share of files that may be unreadable, unless told otherwise
 SAMPLE = 48                 # images whose headers are looked at before anything starts
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -115,12 +118,13 @@ class Plan:
 
 def prepare(names: Sequence[str], out: str | Path, *, size: int = 64, crop: str | None = None, attributes: Sequence[str] | None = None,
             limit: int | None = None, workers: int | None = None, force: bool = False, allow_upscale: bool = False,
-            max_skipped: float = 0.01, note: Callable[[str], None] = lambda line: None,
+            max_skipped: float | None = None, note: Callable[[str], None] = lambda line: None,
             progress: Progress = lambda label, total: nullcontext(lambda count: None)) -> tuple[FaceStore, bool]:
     """Prepare the images of these sources (see `sources`) as the store `out`: (the store, whether it was made now).
 
     `crop` None is center178 for pictures of the CelebA frame, square for others. `attributes` None keeps all that every source has, []
-    none. `limit` takes that many images, evenly spread over the sources. `max_skipped` is the share of unreadable files at which all stops.
+    none. `limit` takes that many images, evenly spread over the sources. `max_skipped` (0..1) is the share of files that may be left out,
+    unreadable ones and pictures that the crop or the size does not suit; None: one in a hundred may be unreadable, every picture must suit.
     False comes back when `out` is already the store of these files and settings. `note` is given a line of news at a time.
     UserError, with nothing left behind, for whatever the user can mend.
     """
@@ -129,19 +133,21 @@ def prepare(names: Sequence[str], out: str | Path, *, size: int = 64, crop: str 
         check_crop(crop)
     if limit is not None and limit < 1 or workers is not None and workers < 1:
         raise UserError(f"--{'limit' if limit is not None and limit < 1 else 'workers'} must be at least 1")
+    if max_skipped is not None and not 0 <= max_skipped <= 1:
+        raise UserError(f"--max-skipped {max_skipped:g} is not a share; write 0.05 for five files in a hundred")
     out = Path(out)
     if not (out / "manifest.json").is_file():
         refuse_existing(out, force=force)      # before the long work; a store may turn out to be the one asked for
-    plan = _plan([source for name in names for source in find_sources(name)], attributes, note)
+    plan = _plan([source for name in names for source in find_sources(name, annotated=attributes != [])], attributes, note)
     if limit is not None and limit < len(plan.names):
         plan.keep(np.arange(limit) * len(plan.names) // limit)
-    job, crop = _job(plan, crop, size, allow_upscale, note)
+    job, crop = _job(plan, crop, size, allow_upscale, max_skipped, note)
     inputs = plan.fingerprint(crop, size)
     if not force and _is_made(out, inputs):
         return open_store(out), False
     with StoreWriter(out, count=len(plan.names), size=size, crop=crop, force=force) as writer:
-        _write_images(plan, job, writer, _worker_count(workers, len(plan.names)), progress)
-        _judge_skipped(plan, max_skipped)
+        _write_images(plan, job, writer, _worker_count(workers, len(plan.names)), max_skipped, progress)
+        _judge_skipped(plan, UNREADABLE if max_skipped is None else max_skipped)
         counts = Counter(plan.source.tolist())
         source = [{"name": each.name, "count": counts[at], "path": Path(str(names[0])).name if len(names) == 1 else each.name,
                    "kind": each.kind, "listed": each.listed} for at, each in enumerate(plan.sources)]
@@ -214,7 +220,8 @@ def _attributes(sources: list[Source], wanted: Sequence[str] | None, note: Calla
     return tuple(wanted), np.concatenate(tables)
 
 
-def _job(plan: Plan, crop: str | None, size: int, allow_upscale: bool, note: Callable[[str], None]) -> tuple[Job, str]:
+def _job(plan: Plan, crop: str | None, size: int, allow_upscale: bool, max_skipped: float | None,
+         note: Callable[[str], None]) -> tuple[Job, str]:
     """Settle the crop, after a look at some headers; stop now, not in an hour, if the crop or the size does not suit the images."""
     readers = tuple(source.reader for source in plan.sources)
     peek = Job(readers, crop or "square", size, allow_upscale)
@@ -226,8 +233,9 @@ def _job(plan: Plan, crop: str | None, size: int, allow_upscale: bool, note: Cal
     note(f"crop {crop}, {size}x{size} px, Lanczos")
     if any(_misfit(job, found) for found in sizes.values()):
         every = {row: why for row in range(len(plan.names)) if (found := _header(job, plan, row)) and (why := _misfit(job, found))}
-        raise _unfit(every, plan, job)
-    boxes = {crop_box(crop, *found) for found in sizes.values()}
+        if len(every) > (max_skipped or 0) * len(plan.names):
+            raise _unfit(every, plan, job)
+    boxes = {crop_box(crop, *found) for found in sizes.values() if not _misfit(job, found)}
     for box in sorted(box for box in boxes if not is_integral(box)):
         edges = ", ".join(f"{edge:g}" for edge in box)
         note(f"the crop {crop} falls between pixels for some images ({edges}): cut and resampled in one step")
@@ -256,9 +264,13 @@ def _unfit(why: dict[int, str], plan: Plan, job: Job) -> UserError:
     row, reason = next(iter(why.items()))
     culprits = sorted({plan.sources[plan.source[each]].name for each in why})
     name = plan.names[row] if len(plan.sources) == 1 else f"{plan.names[row]} of {plan.sources[plan.source[row]].name}"
-    leave = f"leave out {' and '.join(culprits)}" if len(culprits) < len(plan.sources) else "leave them out"
-    remedy = "use --crop square" if "the shape" in reason else f"choose a --size under {job.size}, {leave}, or pass --allow-upscale"
-    return UserError(f"{len(why):,} of {len(plan.names):,} images do not suit: {name} {reason}; {remedy}")
+    leave = f"leave out {' and '.join(culprits)}" if len(culprits) < len(plan.sources) else None
+    if leave is None and len(why) < len(plan.names):
+        leave = f"leave them out with --max-skipped {math.ceil(100 * len(why) / len(plan.names)) / 100:g}"
+    remedy = "use --crop square" if "the shape" in reason else f"choose a --size under {job.size}" if job.size > min(SIZES) else None
+    remedies = [each for each in (remedy, leave, None if "the shape" in reason else "pass --allow-upscale") if each]
+    return UserError(f"{len(why):,} of {len(plan.names):,} images do not suit: {name} {reason}; "
+                     + (", ".join(remedies[:-1]) + " or " if len(remedies) > 1 else "") + remedies[-1])
 
 
 def _is_made(out: Path, inputs: str) -> bool:
@@ -274,8 +286,8 @@ def _is_made(out: Path, inputs: str) -> bool:
     return same
 
 
-def _write_images(plan: Plan, job: Job, writer: StoreWriter, workers: int, progress: Progress) -> None:
-    """Prepare and write every image; the plan then keeps those written and lists those skipped. UserError if any is unfit."""
+def _write_images(plan: Plan, job: Job, writer: StoreWriter, workers: int, max_skipped: float | None, progress: Progress) -> None:
+    """Prepare and write every image; the plan then keeps those written and lists those skipped. UserError if too many are unfit."""
     step = max(1, min(CHUNK, CHUNK_BYTES // (job.size * job.size * 3)))
     items = list(zip(plan.source.tolist(), plan.keys))
     chunks = [items[start:start + step] for start in range(0, len(items), step)]
@@ -287,10 +299,11 @@ def _write_images(plan: Plan, job: Job, writer: StoreWriter, workers: int, progr
             for place, kind, reason in troubles:
                 (bad if kind == "bad" else unfit)[number * step + place] = reason
             advance(len(chunks[number]))
-    if unfit:
+    if len(unfit) > (max_skipped or 0) * len(plan.names):
         raise _unfit(unfit, plan, job)
-    plan.skipped |= {plan.names[row]: reason for row, reason in bad.items()}
-    plan.keep(np.setdiff1d(np.arange(len(plan.names)), list(bad)))
+    left_out = dict(sorted((bad | unfit).items()))
+    plan.skipped |= {plan.names[row]: reason for row, reason in left_out.items()}
+    plan.keep(np.setdiff1d(np.arange(len(plan.names)), list(left_out)))
 
 
 def _results(job: Job, chunks: list[list[tuple[int, str]]], workers: int) -> Iterator[tuple[np.ndarray, list[Trouble]]]:

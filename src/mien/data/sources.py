@@ -75,42 +75,45 @@ def with_val(splits: Sequence[int], names: Sequence[str]) -> np.ndarray:
     return given if (given == 1).any() else np.where(given == 0, hash_splits(names), given).astype(np.uint8)
 
 
-def find_sources(name: str) -> list[Source]:
-    """The sources behind one SOURCE of the command line. UserError when there is nothing there, or no images in it."""
+def find_sources(name: str, *, annotated: bool = True) -> list[Source]:
+    """The sources behind one SOURCE of the command line; not `annotated`: without attributes, so that their table may be incomplete.
+
+    UserError when there is nothing there, or no images in it.
+    """
     if name.startswith("hf:"):
         from mien.data.hub import hugging_face
         return [hugging_face(name)]
     if name.startswith("kaggle:"):
         from mien.data.hub import kaggle_folder
-        return _from_files(open_files(kaggle_folder(name)))
+        return _from_files(open_files(kaggle_folder(name)), annotated)
     path = Path(name).expanduser()
     if not path.exists() and path.parent.is_dir():
         near = did_you_mean(path.name, [entry.name for entry in path.parent.iterdir()])
         raise UserError(f"no such folder or zip file: {path}.{near}".removesuffix("."))
     if (path / "manifest.json").is_file() and (path / "images.npy").is_file():
         raise UserError(f"{path} is a prepared store already; train on it as it is, or name the images it was made of")
-    return _from_files(open_files(path))
+    return _from_files(open_files(path), annotated)
 
 
-def _from_files(files: Files) -> list[Source]:
+def _from_files(files: Files, annotated: bool) -> list[Source]:
     images = [name for name in files.sizes if is_image(name)]
     celeba = _celeba_folders(files, images)
     if celeba:
-        return _celeba(files, celeba)
+        return _celeba(files, celeba, annotated)
     if any(name.endswith("data_batch_1") for name in files.sizes):
         from mien.data.cifar import cifar_batches
         return [cifar_batches(files)]
     inner = [files.path / f"{folder}.zip" for folder in CELEBA_FOLDERS] if isinstance(files, FolderFiles) and not images else []
     for archive in inner:
         if archive.is_file():       # as torchvision leaves it: the zip beside the annotations
-            return _from_files(ZipFiles(archive))
+            return _from_files(ZipFiles(archive), annotated)
     if not images:
         raise UserError(f"{files.path} holds no images (.jpg, .png, .webp, .bmp, .tif, .ppm, .gif); name the folder that does")
     table = annotations.find_file(_top(files), ["attributes.csv"], files.read) or _only_csv(files)
     classes = _classes(images) if table is None else None
     if classes is not None:
         return [_class_folders(files, images, *classes)]
-    return [_plain(files, images, table)]
+    return [_plain(files, images, table, annotated)]
 
 
 # ---- CelebA
@@ -144,9 +147,10 @@ def _annotation(files: Files, wanted: Sequence[str]) -> tuple[str, bytes] | None
     return None
 
 
-def _celeba(files: Files, folders: dict[str, list[str]]) -> list[Source]:
+def _celeba(files: Files, folders: dict[str, list[str]], annotated: bool) -> list[Source]:
     """A source per aligned folder. A folder adds only the images that the ones before it lack: the half-size one fills gaps, no more."""
-    attributes, partition = _annotation(files, ATTRIBUTE_FILES), _annotation(files, PARTITION_FILES)
+    attributes = _annotation(files, ATTRIBUTE_FILES) if annotated else None
+    partition = _annotation(files, PARTITION_FILES)
     table = annotations.read_table(attributes[1], attributes[0]) if attributes else None
     sources: list[Source] = []
     taken: set[str] = set()
@@ -163,7 +167,7 @@ def _celeba(files: Files, folders: dict[str, list[str]]) -> list[Source]:
             source.notes.append(f"{folder}: {len(members) - len(keys):,} images left out, since {better} has them")
         if table:
             source.attribute_names, source.attributes, _ = table.select(names)
-        else:
+        elif annotated:
             source.notes.append(f"{folder}: found no list_attr_celeba (.txt or .csv) in it, beside it or one level up, so no attributes")
         source.listed = len(table.lines) if table else CELEBA_COUNT
         if keys:
@@ -234,20 +238,21 @@ def _class_folders(files: Files, images: list[str], classes: list[str], labels: 
                   splits=None if splits is None else with_val(splits, images), skipped=_strangers(files, images))
 
 
-def _plain(files: Files, images: list[str], table: tuple[str, bytes] | None) -> Source:
+def _plain(files: Files, images: list[str], table: tuple[str, bytes] | None, annotated: bool) -> Source:
     prefix = _common_prefix(images)
     names = [name.removeprefix(prefix) for name in images]
     source = Source(files.label.removesuffix(".zip"), "images", files, images, names, [files.sizes[name] for name in images],
                     skipped=_strangers(files, images))
-    if table:
-        read = annotations.read_table(table[1], table[0])
+    read = annotations.read_table(table[1], table[0]) if table else None
+    if read and (annotated or read.split_place is not None):
         source.attribute_names, source.attributes, splits = read.select(names)
         source.splits = source.splits if splits is None else splits
         source.listed = len(read.lines)
         dropped = [name for name in read.names if name not in source.attribute_names]
         if dropped:
+            reasons = [f"{name} ({read.odd_cell(names, name)})" for name in dropped[:8]] + dropped[8:]
             source.notes.append(f"{source.name}: columns that are not 0/1, -1/1, yes/no or true/false were left out: "
-                                f"{annotations.first(dropped, 8)}")
+                                f"{annotations.first(reasons, 8)}")
     elif all(name.split("/")[0].lower() in SPLIT_FOLDERS and "/" in name for name in names):
         source.splits = with_val([SPLIT_FOLDERS[name.split("/")[0].lower()] for name in names], names)
     return source
