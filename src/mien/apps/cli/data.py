@@ -22,6 +22,7 @@ app = typer.Typer(help="Make, look at and check data stores.", no_args_is_help=T
 Out = Annotated[Path, typer.Option("--out", help="The folder to make.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the store that is there already.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AT_A_TIME = 1024     # toy faces drawn before they are written: memory stays small, and the bar moves
 Store = Annotated[Path, typer.Argument(metavar="DIR", help="A prepared store.")]
 
 
@@ -31,14 +32,16 @@ def prepare(
                                                 "hf:name.")],
     out: Out,
     size: Annotated[int, typer.Option(help="Side of the stored images in pixels: a power of two, 32 to 1024.")] = 64,
-    crop: Annotated[str | None, typer.Option(help="center178, center148, center140, box128, center108, whole or square. Unless told: "
-                                             "center178 for pictures of CelebA's frame (178x218), square for others.")] = None,
+    crop: Annotated[str | None, typer.Option(help="center178, center148, center140, box128 or center108, squares of so many pixels "
+                                             "in CelebA's frame (178x218); whole, the picture squeezed; square, the largest in its middle. "
+                                             "Unless told: center178 for pictures of that frame, square for others.")] = None,
     attributes: Annotated[str, typer.Option(help="Which to keep, in which order: Male,Smiling; or all, or none.")] = "all",
     limit: Annotated[str | None, typer.Option(metavar="N", help="Take only so many images, evenly spread: 5000, 20k.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes. Unless told: one a core.")] = None,
     force: Force = False,
     allow_upscale: Annotated[bool, typer.Option("--allow-upscale", help="Enlarge images that are smaller than --size.")] = False,
-    max_skipped: Annotated[float, typer.Option(help="Stop when more than this share of the files cannot be read.")] = 0.01,
+    max_skipped: Annotated[float | None, typer.Option(help="The share of files that may be left out, unreadable or too small: 0.05. "
+                                                      "Unless told: 0.01, unreadable ones only.")] = None,
 ) -> None:
     """Crop and resample pictures into a store.
 
@@ -65,7 +68,7 @@ def prepare(
 def synth(
     out: Out,
     count: Annotated[str, typer.Option(metavar="N", help="How many faces: 4096, 10k.")] = "4096",
-    size: Annotated[int, typer.Option(help="Side in pixels.")] = 64,
+    size: Annotated[int, typer.Option(help="Side in pixels: 32, 64, 128 or 256.")] = 64,
     seed: Annotated[int, typer.Option(help="Another seed, other faces.")] = 0,
     force: Force = False,
 ) -> None:
@@ -73,13 +76,15 @@ def synth(
 
     mien data synth --out faces --count 4096
     """
+    import numpy as np
+
     import mien
     from mien.config import parse_count
     from mien.data.formats import check_size
     from mien.data.sources import hash_splits
     from mien.data.store import open_store
     from mien.data.synthetic import TOY_ATTRIBUTES, draw_faces
-    from mien.data.writer import refuse_existing, write_store
+    from mien.data.writer import StoreWriter
 
     check_size(size)
     number = parse_count(count)
@@ -90,12 +95,19 @@ def synth(
         console.say(f"{out} holds these faces already; left as it is (--force draws them again)")
         tell(open_store(out))
         return
-    refuse_existing(out, force=force)
-    images, attributes = draw_faces(number, size=size, seed=seed)
-    names = [f"toy-{seed}-{index:06d}" for index in range(number)]
+    draw_faces(0, size=size, seed=seed)     # says what is wrong before anything is made
     source = [{"name": "drawn toy faces", "count": number, "path": None, "kind": "synth", "listed": None}]
-    tell(write_store(out, images=images, attributes=attributes, attribute_names=TOY_ATTRIBUTES, splits=hash_splits(names), names=names,
-                     crop="drawn", source=source, force=force, extra={"skipped": [], "inputs": inputs}))
+    with stoppable(), StoreWriter(out, count=number, size=size, crop="drawn", force=force) as writer:
+        tables = []
+        with console.progress("draw", number) as advance:
+            for start in range(0, number, AT_A_TIME):
+                images, table = draw_faces(min(AT_A_TIME, number - start), size=size, seed=seed, start=start)
+                writer.add(images)
+                tables.append(table)
+                advance(len(table))
+        names = [f"toy-{seed}-{index:06d}" for index in range(number)]
+        tell(writer.finish(attributes=np.concatenate(tables), attribute_names=TOY_ATTRIBUTES, splits=hash_splits(names), names=names,
+                           source=source, extra={"skipped": [], "inputs": inputs}))
 
 
 @app.command()
@@ -113,6 +125,8 @@ def inspect(
     from mien.data.store import open_store
 
     store = open_store(folder)
+    if sheet is None and attributes is not None:
+        raise UserError("--attributes chooses the rows of the contact sheet; name a file for it too: --sheet sheet.png")
     if sheet is not None:
         write_sheet(store, sheet, attributes)
     facts = describe(store)
