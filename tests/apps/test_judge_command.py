@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -74,6 +76,31 @@ def test_training_by_command_and_judging_by_its_weights(tmp_path, pictures, caps
     assert "accuracy on 8 validation images" in capsys.readouterr().out
     result = as_json(capsys, pictures / "a.png", weights=tmp_path / "out" / "face.safetensors")
     assert list(result["images"][0]["probabilities"]) == ["Male", "Smiling"]
+
+
+def test_a_polite_kill_saves_the_step_it_strikes(tmp_path, capsys, monkeypatch):
+    """SIGTERM in the middle of a step: that step is finished and saved, and the same command goes on to the end."""
+    from mien.metrics.train_classifier import Training
+
+    images, attributes = draw_faces(24, seed=1)
+    write_store(tmp_path / "store", images=images, attributes=attributes[:, :2], attribute_names=["Male", "Smiling"],
+                splits=np.zeros(24, np.uint8), names=[f"{i}" for i in range(24)], crop="whole", source=[{"name": "toys", "count": 24}])
+    options = {"phases": "64:1", "batch": 8, "precision": "fp32", "device": "cpu"}
+    update = Training.update
+
+    def struck(training, *tensors):
+        if training.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        update(training, *tensors)
+
+    monkeypatch.setattr(Training, "update", struck)
+    with pytest.raises(KeyboardInterrupt):
+        train_classifier(tmp_path / "store", tmp_path / "out", **options)
+    assert json.loads((tmp_path / "out" / "state.json").read_text())["step"] == 2
+    assert "goes on from there" in capsys.readouterr().err
+    monkeypatch.undo()
+    train_classifier(tmp_path / "store", tmp_path / "out", **options)
+    assert "no validation images" in capsys.readouterr().out and (tmp_path / "out" / "face.safetensors").exists()
 
 
 @pytest.mark.parametrize("phases", ["64", "32:4", "40:1,64:1", "64:0", "a:b", "", "64:1,32:1"])

@@ -211,11 +211,14 @@ def epoch_record(training: Training, faces: Faces, epoch: int, steps: int, start
 
 
 def train_classifier(data: Path, out: Path, recipe: Recipe, *, initial: Path | None = None, device: str = "cpu", save_every_s: float = 180,
-                     stop_after_steps: int | None = None, report: Callable[[str], None] = print) -> Path | None:
+                     stop_after_steps: int | None = None, stopping: Callable[[], bool] = lambda: False,
+                     on_step: Callable[[int, int], None] = lambda step, total: None, report: Callable[[str], None] = print) -> Path | None:
     """Train on the store's training split, watch the validation split. The same call again resumes.
 
     initial: weights (.safetensors with its .json) to start from. stop_after_steps: stop, state saved, after that many steps of this call.
-    Returns the path of the finished weights, or None when stopped before. Ctrl-C saves the state first.
+    stopping: asked after each step; once it says True the state is saved and the call returns. on_step: told (steps done, of how many) after
+    each. report: told a line an epoch.
+    Returns the path of the finished weights, or None when stopped before.
     Raises UserError for a store, weights or OUT that do not fit.
     """
     faces = Faces(open_store(data))
@@ -232,20 +235,20 @@ def train_classifier(data: Path, out: Path, recipe: Recipe, *, initial: Path | N
     if stop_after_steps is not None:
         last = min(last, training.step + stop_after_steps)
     try:
-        run_steps(training, faces, out, steps=steps, last=last, save_every_s=save_every_s, report=report)
-    finally:                                                        # Ctrl-C too, unless it broke a step: then the last save stands
+        run_steps(training, faces, out, steps=steps, last=last, save_every_s=save_every_s, stopping=stopping, on_step=on_step, report=report)
+    finally:                                                        # after an error too, unless it broke a step: then the last save stands
         if training.whole:
             save_state(training, out)
     return finish(training, faces, out) if training.step == steps * recipe.epochs() else None
 
 
-def run_steps(training: Training, faces: Faces, out: Path, *, steps: int, last: int, save_every_s: float,
-              report: Callable[[str], None]) -> None:
-    """Train up to step `last`; `steps` make an epoch."""
+def run_steps(training: Training, faces: Faces, out: Path, *, steps: int, last: int, save_every_s: float, stopping: Callable[[], bool],
+              on_step: Callable[[int, int], None], report: Callable[[str], None]) -> None:
+    """Train up to step `last`, or until `stopping`; `steps` make an epoch."""
     recipe, total = training.recipe, steps * training.recipe.epochs()
     blurry = [faces.names.index("Blurry")] if "Blurry" in faces.names else []
     started_s = saved_s = time.time()
-    while training.step < last:
+    while training.step < last and not stopping():
         epoch, place = divmod(training.step, steps)
         order = np.random.default_rng([recipe.seed, epoch]).permutation(faces.train)
         chosen = np.sort(order[place * recipe.batch:(place + 1) * recipe.batch])
@@ -256,6 +259,7 @@ def run_steps(training: Training, faces: Faces, out: Path, *, steps: int, last: 
         trusted = torch.ones_like(labels)
         trusted[:, blurry] = (~softened).float()[:, None]           # a view blurred by us says nothing of the photograph's blur
         training.update(views, labels, trusted, recipe.rate(training.step, total))
+        on_step(training.step, total)
         if training.step % steps == 0:
             record = epoch_record(training, faces, epoch, steps, started_s)
             training.loss_sum, started_s = 0.0, time.time()

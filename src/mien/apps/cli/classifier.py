@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -163,15 +164,47 @@ def train_classifier(
     if threads is not None:
         torch.set_num_threads(threads)
     recipe = training.Recipe(phases=planned, batch=batch, lr=lr, precision=precision, seed=seed)
-    earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)     # a polite kill saves the state as Ctrl-C does
-    try:
-        path = training.train_classifier(data, out, recipe, initial=initial, device=str(choose_device(device)), report=note)
-    except KeyboardInterrupt:
+    with stop_signals() as stopping, step_bar(batch) as on_step:
+        path = training.train_classifier(data, out, recipe, initial=initial, device=str(choose_device(device)), stopping=stopping,
+                                         on_step=on_step, report=note)
+    if path is None:
         note(f"the state is saved in {out}: the same command goes on from there.")
-        raise
+        raise KeyboardInterrupt
+    say(f"{path}: {summary(path)}")
+
+
+@contextmanager
+def step_bar(batch: int) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar that starts with the first step it is told of: a resumed training starts where it was."""
+    with ExitStack() as stack:
+        advance: Callable[[int], None] | None = None
+
+        def on_step(step: int, total: int) -> None:
+            nonlocal advance
+            if advance is None:
+                advance = stack.enter_context(progress("training", total * batch, done=(step - 1) * batch))
+            advance(batch)
+
+        yield on_step
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Within it, Ctrl-C and SIGTERM only make the yielded question True, so that a step is finished first. A second one strikes at once."""
+    seen: list[int] = []
+
+    def handle(number: int, _: object) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+        note("finishing the step, then saving.")
+
+    earlier = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(seen)
     finally:
-        signal.signal(signal.SIGTERM, earlier)
-    say(f"{path}: {summary(path)}" if path else f"{out}: not finished; the same command goes on from there.")
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
 
 
 def parse_phases(text: str) -> list[list[int]]:
