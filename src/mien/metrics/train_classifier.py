@@ -216,8 +216,8 @@ def train_classifier(data: Path, out: Path, recipe: Recipe, *, initial: Path | N
     """Train on the store's training split, watch the validation split. The same call again resumes.
 
     initial: weights (.safetensors with its .json) to start from. stop_after_steps: stop, state saved, after that many steps of this call.
-    stopping: asked after each step; once it says True the state is saved and the call returns. on_step: told (steps done, of how many) after
-    each. report: told a line an epoch.
+    stopping: asked after each step; once it says True the state is saved and the call returns. on_step: told (steps done, of how many)
+    after each. report: told a line an epoch.
     Returns the path of the finished weights, or None when stopped before.
     Raises UserError for a store, weights or OUT that do not fit.
     """
@@ -235,7 +235,8 @@ def train_classifier(data: Path, out: Path, recipe: Recipe, *, initial: Path | N
     if stop_after_steps is not None:
         last = min(last, training.step + stop_after_steps)
     try:
-        run_steps(training, faces, out, steps=steps, last=last, save_every_s=save_every_s, stopping=stopping, on_step=on_step, report=report)
+        run_steps(training, faces, out, steps=steps, last=last, save_every_s=save_every_s, stopping=stopping, on_step=on_step,
+                  report=report)
     finally:                                                        # after an error too, unless it broke a step: then the last save stands
         if training.whole:
             save_state(training, out)
