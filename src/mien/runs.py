@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMAT = "mien-run/1"
+REALS_OWN = "the reals' own"  # conditions drawn as the reference has them
 SAME_PROTOCOL = ("store", "crop", "size", "split", "n_real", "n_fake", "features", "weights_sha256", "ema", "truncation", "conditions")
 _STARTED_S = time.time()
 STALE_AFTER_S = 600  # a "running" status older than this on another machine is taken for dead
@@ -258,7 +259,7 @@ class Run:
         scores = [m for m in distances if m.get("nimg") in there and isinstance(m.get("value"), (int, float))]
         if scores:
             newest = scores[-1]
-            comparable = [m for m in scores if m["metric"] == newest["metric"] and _comparable(m) == _comparable(newest)]
+            comparable = [m for m in scores if m["metric"] == newest["metric"] and _key(m) == _key(newest)]
             return there[min(comparable, key=lambda m: (m["value"], -m["nimg"]))["nimg"]]
         return there[max(there)] if there else None
 
@@ -287,10 +288,17 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _comparable(metric: dict[str, Any]) -> str:
-    """What must agree for two scores to be ranked. Two snapshots' own names and dates may differ."""
-    protocol = metric.get("protocol") or {}
-    return json.dumps([protocol.get(key) for key in SAME_PROTOCOL])
+def _key(metric: dict[str, Any]) -> list[Any]:
+    return protocol_key(metric.get("protocol") or {})
+
+
+def protocol_key(protocol: dict[str, Any]) -> list[Any]:
+    """What must agree for two scores to be ranked. Two snapshots' own names and dates may differ.
+
+    A model without conditions is scored on the law it has learnt, a conditional one on the reals' own: both against the same reals.
+    """
+    asked = {**protocol, "conditions": REALS_OWN} if protocol.get("conditions") == "none" else protocol
+    return [asked.get(key) for key in SAME_PROTOCOL]
 
 
 def _try_lock(file: IO[bytes]) -> bool:

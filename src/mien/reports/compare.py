@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from mien.reports.charts import interval_bars
 from mien.reports.findings import Score, as_object, setting
 from mien.reports.page import Html, document, duration, esc, heading, images, join, number, paragraph, table
 from mien.reports.report import combinations
+from mien.reports.seeds import OverSeeds, over_seeds, same_recipe
 from mien.runs import Run
 
 DASH = "–"
@@ -42,6 +44,13 @@ class Comparison:
     columns: list[Column]
     differences: dict[str, dict[str, Any]]
     """{key: {run: value}} for the settings that differ; a key that a run does not have is absent there."""
+
+    @property
+    def over_seeds(self) -> list[OverSeeds]:
+        """What the runs that differ in their seed alone say together, recipe by recipe, metric by metric."""
+        groups = same_recipe(list(self.runs), self.differences)
+        told = [over_seeds(group, column.metric, column.scores) for group in groups for column in self.columns]
+        return [one for one in told if one]
 
     @property
     def warnings(self) -> list[str]:
@@ -189,7 +198,30 @@ def _scores(comparison: Comparison) -> Html:
                 Html(f"<div><h3>{esc(findings.title(column.metric))}</h3>{interval_bars(shown, label=findings.title(column.metric))}</div>")
             )
     return join([*warnings, table(head, rows, caption="Scores of the runs", numeric=range(1, len(head))), paragraph(note, css="soft"),
-                 Html(f'<div class="charts">{join([*charts, *bars])}</div>'), _protocols(comparison)])  # fmt: skip
+                 _seeds(comparison), Html(f'<div class="charts">{join([*charts, *bars])}</div>'), _protocols(comparison)])  # fmt: skip
+
+
+SEEDS_HEAD = ["Runs", "Metric", "Mean", "Standard deviation", "Another run: 95 %", "One run's own interval"]
+SEEDS_NOTE = (
+    "Runs that differ in their seed alone. A run's own interval is for the faces drawn from it; another run of the recipe is expected in "
+    "the interval given here (Student's t on the runs)."
+)
+
+
+def _seeds_rows(comparison: Comparison) -> list[list[str]]:
+    return [
+        [", ".join(one.runs), one.metric, number(one.mean), number(one.sd), f"{number(one.low)} to {number(one.high)}",
+         DASH if one.own is None else f"± {number(one.own)}"]
+        for one in comparison.over_seeds
+    ]  # fmt: skip
+
+
+def _seeds(comparison: Comparison) -> Html:
+    rows = _seeds_rows(comparison)
+    if not rows:
+        return Html("")
+    told = table(SEEDS_HEAD, rows, caption="Scores over seeds", numeric=range(2, len(SEEDS_HEAD)))
+    return join([heading("Over seeds"), told, paragraph(SEEDS_NOTE, css="soft")])
 
 
 def _protocols(comparison: Comparison) -> Html:
@@ -274,6 +306,8 @@ def markdown(comparison: Comparison) -> str:
     if comparison.columns:
         parts.append("The best snapshot of each run; **bold**: the best, ≈: its interval overlaps the best's. In brackets: the interval.")
         parts.append("\n".join(_protocol_lines(comparison)))
+    if seeds := _seeds_rows(comparison):
+        parts += [SEEDS_NOTE, markdown_table(SEEDS_HEAD, seeds)]
     if comparison.differences:
         changed = [[f"`{key}`", *(_setting(row, name) for name in comparison.runs)] for key, row in comparison.differences.items()]
         parts += ["What differs in the recipes:", markdown_table(["Key", *comparison.runs], changed)]
@@ -323,7 +357,8 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         column.metric: {"ranked": column.ranked, "best": list(column.winners[:1]), "overlapping": list(column.winners[1:])}
         for column in comparison.columns
     }
-    return {"runs": runs, "ranking": ranking, "differences": comparison.differences, "warnings": comparison.warnings}
+    seeds = [dataclasses.asdict(one) for one in comparison.over_seeds]
+    return {"runs": runs, "ranking": ranking, "over_seeds": seeds, "differences": comparison.differences, "warnings": comparison.warnings}
 
 
 def _record(score: Score) -> dict[str, Any]:

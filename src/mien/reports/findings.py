@@ -16,7 +16,7 @@ import numpy as np
 from mien.errors import UserError
 from mien.reports.charts import EVENTS, Mark
 from mien.reports.page import duration, images, number
-from mien.runs import SAME_PROTOCOL, Run
+from mien.runs import SAME_PROTOCOL, Run, protocol_key
 
 TITLES = {
     "fd-face": "Fréchet distance, face features",
@@ -64,7 +64,7 @@ class Score:
     @property
     def key(self) -> str:
         """Scores with the same key may be compared."""
-        known = [self.protocol.get(name) for name in SAME]
+        known = protocol_key(dict(self.protocol))
         return json.dumps([self.metric, known if any(v is not None for v in known) else self.protocol], sort_keys=True, default=str)
 
 
