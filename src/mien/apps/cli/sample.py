@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mien.explore.load import LoadedGenerator
 
 CHUNK = 1024  # faces drawn before they are written, so that memory does not grow with --count
+MAX_PICTURE_PX = 100_000_000  # of one picture: 24,414 faces of 64 px
 TABLE = "attributes.csv"
 
 
@@ -42,7 +43,7 @@ def sample(
     number = parse_count(count)
     if number < 1:
         raise UserError(f"--count {count}: ask for at least one face.")
-    picture = out.suffix.lower() == ".png"
+    picture = is_picture(out)
     if grid and not picture:
         raise UserError(f"--grid draws one picture: give --out a name that ends in .png, not {out}.")
     if not picture:
@@ -56,6 +57,8 @@ def sample(
 
     generator = load_generator(model, device=choose_device(device))
     held = parse_where(where, generator.attribute_names)
+    if picture:
+        check_picture(number, generator.size)
     out.parent.mkdir(parents=True, exist_ok=True)
     if not picture:
         write_folder(generator, out, count=number, where=held, seed=seed, truncation=truncation)
@@ -63,6 +66,21 @@ def sample(
         draw = _combination_grid if grid else _plain_grid
         _save(draw(generator, count=number, where=held, seed=seed, truncation=truncation), out)
     say(f"{out}: drawn from {generator.path}, first face number {seed}.")
+
+
+def is_picture(out: Path) -> bool:
+    """Whether `out` names one picture. UserError for a kind of picture that is not written, rather than a folder called faces.jpg."""
+    suffix = out.suffix.lower()
+    if suffix in (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"):
+        raise UserError(f"Pictures are written as .png: give --out {out.with_suffix('.png')}, or a folder.")
+    return suffix == ".png"
+
+
+def check_picture(count: int, size: int) -> None:
+    """Raises UserError when one picture of `count` faces of `size` px would be more than a viewer, and memory, can hold."""
+    most = MAX_PICTURE_PX // size**2
+    if count > most:
+        raise UserError(f"--count {count:,}: one picture holds at most {most:,} faces of {size} px. Name a folder for them: --out faces.")
 
 
 def check_replaceable(folder: Path, force: bool) -> None:
