@@ -19,12 +19,15 @@ if TYPE_CHECKING:
     from mien.engine.session import Session
 
 
+SET_HELP = "Override one key of the recipe, e.g. optimizer.lr_g=1e-4 (keys: 'mien presets NAME --all')."
+
+
 def train(
     data: Annotated[Path, typer.Argument(help="A prepared data store (mien data prepare).")],
     preset: Annotated[str | None, typer.Option(help="A recipe's name ('mien presets' lists them) or a .toml file.")] = None,
     run: Annotated[Path | None, typer.Option(help="Run directory. [default: runs/PRESET-DATA-SEED]")] = None,
     images: Annotated[str | None, typer.Option(help="Length of the run in real images shown, e.g. 300k or 2M.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Override one key of the recipe: section.key=value.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help=SET_HELP)] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps. [default: the best there is]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random in the run.")] = None,
 ) -> None:
@@ -112,7 +115,9 @@ def _train(begun: Session, store: FaceStore, log: Log) -> bool:
 
         loop = begun.loop(on_tick=on_tick, on_snapshot=_scorer(begun, store, log))
         with stopping_gently(loop):
-            return loop.train()
+            finished = loop.train()
+        advance(begun.state.nimg - shown)
+        return finished
 
 
 def _scorer(begun: Session, store: FaceStore, log: Log) -> Callable[[Path, int], None]:
