@@ -384,9 +384,9 @@ def validate(tree: Mapping[str, Any]) -> Config:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
+        message = first["msg"].removeprefix("Value error, ").rstrip(".")
         got = "" if repr(first["input"]) in message or not key else f" (got {first['input']!r})"
-        raise UserError(f"{key}: {message.rstrip(".")}{got}." if key else f"{message}.") from None
+        raise UserError(f"{key}: {message}{got}." if key else f"{message}.") from None
 
 
 MAY_CHANGE_ON_RESUME = ("train.images", "train.tick_kimg", "train.checkpoint_kimg", "train.keep", "train.snapshot_kimg",
