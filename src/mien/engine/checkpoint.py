@@ -7,7 +7,6 @@ holds the sha256 of each file; `newest_valid` names and skips a damaged one.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save
 
+from mien.data.store import file_sha256
 from mien.errors import UserError
 from mien.models.catalogue import Generator, build_generator
 from mien.runs import Run, replace
@@ -25,11 +25,6 @@ from mien.runs import Run, replace
 CHECKPOINT_FORMAT = "mien-checkpoint/1"
 SNAPSHOT_FORMAT = "mien-generator/1"
 FILES = ("state.safetensors", "state.json")  # of a checkpoint, beside its manifest
-
-
-def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:
@@ -77,7 +72,7 @@ def save_checkpoint(folder: Path, *, nimg: int, tensors: Mapping[str, torch.Tens
         temporary.mkdir(parents=True)
         _write_tensors(tensors, temporary / "state.safetensors")
         _write_json({"nimg": nimg, **plain}, temporary / "state.json")
-        hashes = {name: sha256(temporary / name) for name in FILES}
+        hashes = {name: file_sha256(temporary / name) for name in FILES}
         _write_json({"format": CHECKPOINT_FORMAT, "sha256": hashes}, temporary / "manifest.json")
         _sync(temporary)
         aside = folder / f".{final.name}.{os.getpid()}.old.tmp"
@@ -109,7 +104,7 @@ def check(path: Path) -> str | None:
         if not (path / name).is_file():
             return f"{name} is missing"
         try:
-            whole = sha256(path / name) == manifest["sha256"].get(name)
+            whole = file_sha256(path / name) == manifest["sha256"].get(name)
         except OSError as error:
             return f"{name} cannot be read: {error.strerror}"
         if not whole:
@@ -177,7 +172,7 @@ def save_snapshot(stem: Path, net: torch.nn.Module, meta: Mapping[str, Any]) -> 
     new_weights, new_note = (path.with_name(f".{path.name}.tmp") for path in (weights, note))
     try:
         _write_tensors(net.state_dict(), new_weights)
-        _write_json({"format": SNAPSHOT_FORMAT, **meta, "sha256": sha256(new_weights)}, new_note)
+        _write_json({"format": SNAPSHOT_FORMAT, **meta, "sha256": file_sha256(new_weights)}, new_note)
         replace(new_note, note)
         replace(new_weights, weights)
         _sync(stem.parent)
@@ -203,7 +198,7 @@ def load_snapshot(path: str | Path, device: str | torch.device = "cpu") -> tuple
         raise UserError(f"{note} is not valid JSON; the snapshot is damaged.") from None
     if meta.get("format") != SNAPSHOT_FORMAT:
         raise UserError(f"{note} has format {meta.get('format')!r}; this version of mien reads {SNAPSHOT_FORMAT}.")
-    if sha256(weights) != meta.get("sha256"):
+    if file_sha256(weights) != meta.get("sha256"):
         raise UserError(f"{weights} was cut short or altered (its sha256 is not the one in {note.name}).")
     net = build_generator(meta["family"], size=meta["size"], attributes=len(meta["attributes"]), options=meta["options"])
     tensors = load_file(weights)

@@ -63,7 +63,7 @@ class SampleGrid:
 
     def __init__(self, run: Run, *, z_dim: int, names: Sequence[str], table: Sequence[tuple[Sequence[int], float]], columns: int):
         rows = grid_rows(names, table)
-        self._run, self._columns, self._rows = run, columns, len(rows)
+        self._run, self._columns = run, columns
         self._z = latents(range(columns), z_dim).repeat(len(rows), 1)  # [rows * columns, Z]
         self._attributes = torch.tensor(rows, dtype=torch.float32).reshape(len(rows), len(names)).repeat_interleave(columns, dim=0)
         self._table, self._z_dim = table, z_dim

@@ -36,7 +36,7 @@ def inception(path: Path) -> nn.Module:
     """torch-fidelity's TF-exact Inception: uint8 [N, 3, R, R] -> ([N, 2048],). Raises UserError when the file is another one."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    from mien.metrics.features import file_sha256
+    from mien.data.store import file_sha256
 
     digest = file_sha256(path)
     if not digest.startswith("6726825d"):  # torch-fidelity reads the file as a pickle, so only the one its makers published is let through

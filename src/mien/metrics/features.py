@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mien.data.store import file_sha256
 from mien.errors import UserError, did_you_mean
 from mien.metrics import backbones
 
@@ -161,8 +161,3 @@ EXTRACTORS: dict[str, Callable[[str, Path | None], Extractor]] = {
     "pixels": _pixels,
     "random": _random,
 }
-
-
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -17,7 +17,7 @@ from mien.reports.findings import Score, as_object, setting
 from mien.reports.page import Html, document, duration, esc, heading, images, join, number, paragraph, table
 from mien.reports.report import combinations
 from mien.reports.seeds import OverSeeds, over_seeds, same_recipe
-from mien.runs import Run
+from mien.runs import SAME_PROTOCOL, Run
 
 DASH = "–"
 
@@ -231,7 +231,7 @@ def _protocols(comparison: Comparison) -> Html:
         said: dict[Html, list[str]] = {}
         for name, top in column.scores.items():
             if top:
-                said.setdefault(scores.in_a_line({key: top.protocol.get(key) for key in findings.SAME}), []).append(name)
+                said.setdefault(scores.in_a_line({key: top.protocol.get(key) for key in SAME_PROTOCOL}), []).append(name)
         for line, names in said.items():
             where.setdefault((line, "all that have it" if len(said) == 1 else ", ".join(names)), []).append(column.metric)
     rows = [[", ".join(metrics), names, line] for (line, names), metrics in where.items()]
@@ -335,7 +335,7 @@ def _protocol_lines(comparison: Comparison) -> list[str]:
     for column in comparison.columns:
         top = next((score for score in column.scores.values() if score), None)
         if column.ranked and top:
-            said = ", ".join(f"{key} {scores.shortened(top.protocol[key])}" for key in findings.SAME if top.protocol.get(key) is not None)
+            said = ", ".join(f"{key} {scores.shortened(top.protocol[key])}" for key in SAME_PROTOCOL if top.protocol.get(key) is not None)
             lines.setdefault(said, []).append(column.metric)
     return [f"Protocol of {', '.join(metrics)}: {said}.  " for said, metrics in lines.items()]
 

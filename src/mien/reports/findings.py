@@ -16,7 +16,7 @@ import numpy as np
 from mien.errors import UserError
 from mien.reports.charts import EVENTS, Mark
 from mien.reports.page import duration, images, number
-from mien.runs import SAME_PROTOCOL, Run, protocol_key
+from mien.runs import Run, protocol_key
 
 TITLES = {
     "fd-face": "Fréchet distance, face features",
@@ -36,8 +36,6 @@ TITLES = {
 }
 LOWER_IS_BETTER = ("fd-", "fid", "kid", "path-length", "leakage", "identity")
 HIGHER_IS_BETTER = ("precision", "recall", "density", "coverage", "control")
-# What must agree before two scores are ranked: the data, both counts, the feature space, and how the generator was asked.
-SAME = SAME_PROTOCOL
 
 STATES = {
     "finished": "Finished",
