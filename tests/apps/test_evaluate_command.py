@@ -81,7 +81,7 @@ def test_mistakes_are_user_errors(run, store_folder):
 
 
 def test_a_snapshot_is_scored_during_training(run, store_folder):
-    from mien.config import Eval
+    from mien.sections import Eval
     from mien.data.store import open_store
 
     settings = Eval(metrics=["fd", "kid"], features="random", count=150, split="val")
@@ -93,7 +93,7 @@ def test_a_snapshot_is_scored_during_training(run, store_folder):
 
 
 def test_a_collapsed_snapshot_does_not_end_the_run(run, store_folder):
-    from mien.config import Eval
+    from mien.sections import Eval
     from mien.data.store import open_store
 
     settings = Eval(metrics=["fd"], features="random", count=50, split="val")  # fewer images than features

@@ -13,7 +13,7 @@ from mien.errors import UserError, did_you_mean
 from mien.runs import Run
 
 if TYPE_CHECKING:
-    from mien.config import Eval
+    from mien.sections import Eval
     from mien.data.store import FaceStore
     from mien.explore.load import LoadedGenerator
     from mien.metrics.protocol import Score

@@ -1,0 +1,245 @@
+"""What a recipe may say: typed sections with their defaults and bounds, and what must fit together. No torch."""
+
+from __future__ import annotations
+
+from decimal import Decimal, InvalidOperation
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from mien.errors import UserError
+
+SUFFIXES = {"k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
+
+
+def parse_count(text: str | int | float) -> int:
+    """'300k' -> 300000, '2M' -> 2000000, '1.5M' -> 1500000, 64 -> 64. Raises UserError for anything else."""
+    word = str(text).strip().lower().replace("_", "").replace(",", "")
+    scale = SUFFIXES.get(word[-1:], 1)
+    try:
+        value = Decimal(word[:-1] if scale > 1 else word) * scale  # exact: as floats, 4.1 times a million is no whole number
+        if value != int(value) or abs(value) >= 2**53:
+            raise ValueError
+        return int(value)
+    except (ValueError, OverflowError, InvalidOperation):
+        raise UserError(f"{text!r} is not a count: write 64, 300k or 2M.") from None
+
+
+def _count(value: Any) -> Any:
+    try:
+        return parse_count(value)
+    except UserError as error:
+        raise ValueError(str(error)) from None
+
+
+Count = Annotated[int, BeforeValidator(_count), Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Below1 = Annotated[float, Field(ge=0, lt=1)]
+Rate = Annotated[float, Field(gt=0)]
+Period = Annotated[float, Field(ge=0.001)]  # in kimg: one image at least
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    attributes: list[str] | None = None
+    """The condition, by name; None takes every attribute of the store, [] trains without conditions."""
+    flip: bool = True
+    """Mirror each training image with probability 1/2."""
+    balance: Literal["none", "uniform"] = "none"
+    """How often each attribute combination is drawn: as in the data, or all equally often."""
+
+
+class Generator(Section):
+    width: Annotated[int, Field(ge=4, le=4096)] = 512
+    """Channels of the 4x4 map, halved at each doubling of the size."""
+    z_dim: Annotated[int, Field(ge=1, le=4096)] = 100
+    stem: Literal["linear", "transpose"] = "transpose"
+    norm: Literal["batch", "none"] = "batch"
+    head: Literal["transpose", "conv"] = "transpose"
+    condition: Literal["none", "concat"] = "concat"
+    init: Literal["normal", "xavier", "he", "orthogonal"] = "normal"
+    min_width: Annotated[int, Field(ge=1)] = 16
+    """Fewest channels of a hidden map."""
+
+
+class Discriminator(Section):
+    width: Annotated[int, Field(ge=4, le=4096)] = 512
+    norm: Literal["none", "batch", "spectral", "batch+spectral"] = "batch"
+    condition: Literal["none", "channels", "projection"] = "channels"
+    head: Literal["sum", "conv"] = "conv"
+    dropout: Below1 = 0.0
+    spatial_dropout: Below1 = 0.0
+    input_noise: NonNegative = 0.0
+    """Standard deviation of Gaussian noise on D's input, in units of the [-1, 1] pixels."""
+    minibatch_stddev: Annotated[int, Field(ge=0)] = 0
+    """Group size of the minibatch-stddev layer; 0 leaves it out."""
+    minibatch_discrimination: Annotated[int, Field(ge=0)] = 0
+    """Number of kernels of the minibatch-discrimination layer (Salimans 2016); 0 leaves it out."""
+    leak: Share = 0.2
+    init: Literal["normal", "xavier", "he", "orthogonal"] = "normal"
+    min_width: Annotated[int, Field(ge=1)] = 16
+
+
+class Model(Section):
+    family: Literal["dcgan"] = "dcgan"
+    generator: Generator = Generator()
+    discriminator: Discriminator = Discriminator()
+
+
+class Loss(Section):
+    name: Literal["bce", "nonsaturating", "hinge", "least_squares", "wasserstein", "relativistic"] = "bce"
+    real_label: Share = 1.0
+    """BCE: the target for reals; 0.9 is one-sided label smoothing (Salimans 2016)."""
+    label_noise: Share = 0.0
+    """BCE: targets are blurred by a uniform draw of this width."""
+    label_flip: Share = 0.0
+    """BCE: this share of D's targets is swapped."""
+    feature_matching: NonNegative = 0.0
+    """Weight of feature matching (Salimans 2016) in G's loss."""
+
+
+class Penalty(Section):
+    gamma: NonNegative = 0.0
+    """Loss += gamma / 2 x squared gradient norm; 0 leaves the penalty out."""
+    every: Annotated[int, Field(ge=1)] = 1
+    """Apply at every k-th D update with gamma x k (lazy regularisation, Karras 2020)."""
+
+
+class Regularizer(Section):
+    r1: Penalty = Penalty()
+    r2: Penalty = Penalty()
+    gp: Penalty = Penalty()
+    """WGAN-GP: gamma / 2 x (gradient norm at interpolates - 1)^2; the paper's lambda 10 is gamma 20."""
+    dragan: Penalty = Penalty()
+    """DRAGAN: gamma / 2 x (gradient norm around the reals - 1)^2; the paper's lambda 10 is gamma 20."""
+
+
+class Augment(Section):
+    ops: list[str] = []
+    """Which differentiable augmentations D's inputs go through, real and fake alike."""
+    p: Share = 0.0
+    """How probable each of them is for one image."""
+
+
+class Optimizer(Section):
+    name: Literal["adam", "adamw"] = "adam"
+    lr_g: Rate = 2e-4
+    lr_d: Rate = 2e-4
+    beta1: Below1 = 0.5
+    beta2: Below1 = 0.999
+    eps: Rate = 1e-8
+    weight_decay: NonNegative = 0.0
+    clip_norm: Rate | None = None
+    """Clip each network's gradient to this norm."""
+    clip_value: Rate | None = None
+    """Clamp each gradient element to +-this."""
+
+
+class Schedule(Section):
+    lr: Literal["constant", "cosine", "step"] = "constant"
+    warmup_kimg: NonNegative = 0.0
+    """Both rates rise linearly from 0 over the first this many thousand images."""
+    final: Share = 0.0
+    """Cosine: the share of the rate left at the last image."""
+    step_kimg: Period = 500.0
+    """Step: the rates are multiplied by `step_factor` each time this many thousand images have passed."""
+    step_factor: Share = 0.5
+    gamma_final: NonNegative = 1.0
+    """Factor on every penalty's gamma at the last image, reached along a cosine from 1."""
+
+
+class Balance(Section):
+    mode: Literal["off", "watch", "on"] = "off"
+    d_steps: Annotated[int, Field(ge=1, le=16)] = 1
+    g_steps: Annotated[int, Field(ge=1, le=16)] = 1
+
+
+class Ema(Section):
+    half_life_kimg: NonNegative = 10.0
+    """Half-life of the averaged generator; 0 keeps it equal to the trained one."""
+    ramp: NonNegative = 0.05
+    """The half-life is at most this share of the images seen so far; 0 turns the ramp off."""
+
+
+class Train(Section):
+    batch: Count = 64
+    images: Count = 2_000_000
+    """Length of the run, in real images shown to D."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    micro_batch: Count | None = None
+    """Accumulate each batch's gradient over pieces of this size; None takes the batch whole."""
+    separate_batches: bool = False
+    """Put reals and fakes through D one after the other, so that batch norm sees them apart; otherwise in one pass."""
+    tick_kimg: Period = 2.0
+    """How often scalars are logged."""
+    checkpoint_kimg: Period = 50.0
+    keep: Annotated[int, Field(ge=1)] = 2
+    """How many of the newest checkpoints stay."""
+    keep_every_kimg: Period | None = None
+    """Checkpoints and snapshots at multiples of this stay for good."""
+    snapshot_kimg: Period = 50.0
+    """How often the EMA generator is saved."""
+    keep_snapshots: Annotated[int, Field(ge=1)] = 20
+    """How many of the newest snapshots stay; the best by its score stays too."""
+
+
+class Sample(Section):
+    every_kimg: NonNegative = 20.0
+    """How often the grid of fixed latents is drawn; 0 = never."""
+    columns: Annotated[int, Field(ge=1, le=64)] = 8
+    """Latents per attribute combination."""
+
+
+class Eval(Section):
+    every_kimg: NonNegative = 0.0
+    """How often a snapshot is scored during the run; 0 = never."""
+    metrics: list[str] = ["fd", "kid"]
+    features: str = "face"
+    count: Count = 2_000
+    split: Literal["train", "val", "test"] = "val"
+
+
+class Config(Section):
+    """A whole recipe. Every field has a default, so that a preset states only what differs."""
+
+    data: Data = Data()
+    model: Model = Model()
+    loss: Loss = Loss()
+    regularizer: Regularizer = Regularizer()
+    augment: Augment = Augment()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    balance: Balance = Balance()
+    ema: Ema = Ema()
+    train: Train = Train()
+    sample: Sample = Sample()
+    eval: Eval = Eval()
+
+    @model_validator(mode="after")
+    def cross_check(self) -> Config:
+        batch, micro = self.train.batch, self.train.micro_batch
+        if micro is not None and batch % micro:
+            raise ValueError(f"train.batch ({batch}) must be a multiple of train.micro_batch ({micro})")
+        if self.loss.name != "bce" and (self.loss.real_label, self.loss.label_noise, self.loss.label_flip) != (1.0, 0.0, 0.0):
+            raise ValueError(f"loss.real_label, label_noise and label_flip belong to loss.name=bce, not {self.loss.name}")
+        if self.augment.p > 0 and not self.augment.ops:
+            raise ValueError("augment.p is above 0 but augment.ops is empty: name the operations")
+        if self.balance.mode != "off":
+            raise ValueError(f"balance.mode={self.balance.mode} is not available yet: leave it off")
+        self._check_minibatch_layers()
+        return self
+
+    def _check_minibatch_layers(self) -> None:
+        """What a minibatch layer sees must be alike in D's step and in G's, where there are only fakes."""
+        critic, piece = self.model.discriminator, self.train.micro_batch or self.train.batch
+        if self.train.separate_batches:
+            return
+        if critic.minibatch_discrimination:
+            raise ValueError("model.discriminator.minibatch_discrimination compares samples of one kind: set train.separate_batches=true")
+        if (group := critic.minibatch_stddev) and piece % group:
+            raise ValueError(f"{piece} images are no multiple of model.discriminator.minibatch_stddev ({group}): set another train.batch")
