@@ -8,7 +8,7 @@ import torch
 
 from mien.errors import UserError
 from mien.explore.latents import latents
-from mien.explore.sample import attribute_rows, captions, combinations, labelled_grid, parse_where, render
+from mien.explore.sample import attribute_rows, balanced_rows, captions, combinations, labelled_grid, parse_where, render
 
 
 def with_table(generator, table, names=("Male", "Smiling")):
@@ -66,16 +66,59 @@ def test_a_model_without_attributes(tiny_generator):
 
 def test_where_is_parsed():
     assert parse_where("Male=1, Smiling=0.5", ["Male", "Smiling"]) == {"Male": 1.0, "Smiling": 0.5}
+    assert parse_where("Male=-2,Smiling=1.75", ["Male", "Smiling"]) == {"Male": -2.0, "Smiling": 1.75}  # extrapolation is allowed
     assert parse_where(None, ["Male"]) == {} == parse_where("", ["Male"])
 
 
 @pytest.mark.parametrize("text, message", [
-    ("Smilin=1", "Did you mean Smiling"), ("Male", "write Male=1"), ("Male=2", "write Male=1"), ("Male=yes", "write Male=1"),
+    ("Smilin=1", "Did you mean Smiling"), ("Male", "write Male=1"), ("Male=3.01", "from -2 to 3"), ("Male=-2.1", "write Male=1"),
+    ("Male=yes", "write Male=1"),
     ("=1", "No attribute"), ("Male=nan", "write Male=1"),
 ])  # fmt: skip
 def test_a_wrong_where_is_told(text, message):
     with pytest.raises(UserError, match=message):
         parse_where(text, ["Male", "Smiling"])
+
+
+def test_beyond_the_range_the_face_goes_on_changing(tiny_generator):
+    """A value of 2 is no other name for 1."""
+    z = latents(range(4), 8) * 0.05  # an untrained net saturates: near the centre it is calm
+    one, two = (render(tiny_generator, z, attribute_rows(tiny_generator, {"Male": value, "Smiling": 0}, 4, 0)) for value in (1.0, 2.0))
+    assert (one.float() - two.float()).abs().mean() > 1
+
+
+def counts(rows):
+    values, number = np.unique(rows.numpy(), axis=0, return_counts=True)
+    return dict(zip(map(tuple, values.tolist()), number.tolist()))
+
+
+def test_uniform_balance_gives_equal_counts_at_every_length(tiny_generator):
+    rows = balanced_rows(tiny_generator, {}, range(1001), balance="uniform")
+    for length in (4, 10, 999, 1001):
+        there = counts(rows[:length])
+        assert len(there) == 4 and max(there.values()) - min(there.values()) <= 1
+    assert counts(balanced_rows(tiny_generator, {"Male": 1.0}, range(10), balance="uniform")) == {(1, 0): 5, (1, 1): 5}
+    assert set(counts(balanced_rows(tiny_generator, {"Male": 1.5}, range(10), balance="uniform"))) == {(1.5, 0), (1.5, 1)}
+
+
+def test_data_balance_keeps_the_shares_far_closer_than_chance(tiny_generator):
+    rows = balanced_rows(tiny_generator, {}, range(10_000), balance="data")
+    for length in (100, 1000, 10_000):
+        there = counts(rows[:length])
+        for combination, share in {(0, 0): 0.2, (0, 1): 0.3, (1, 0): 0.5}.items():
+            assert abs(there[combination] - share * length) <= np.log2(length)
+    assert sum(counts(rows).values()) == 10_000 and (1, 1) not in counts(rows)
+
+
+@pytest.mark.parametrize("balance", ["uniform", "data"])
+def test_a_balanced_condition_is_a_function_of_its_place(tiny_generator, balance):
+    rows = balanced_rows(tiny_generator, {}, range(50), balance=balance)
+    assert torch.equal(balanced_rows(tiny_generator, {}, range(17, 31), balance=balance), rows[17:31])
+
+
+def test_an_unknown_balance_is_told(tiny_generator):
+    with pytest.raises(UserError, match="none, data, uniform"):
+        balanced_rows(tiny_generator, {}, range(3), balance="even")
 
 
 def test_combinations_are_all_or_the_commonest(tiny_generator):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mien.models.latents import latents, uniforms
+from mien.models.latents import chosen, latents
 from mien.models.pictures import PADDING_PX, grid, to_uint8
 from mien.runs import Run, kimg_name, write_json
 
@@ -83,8 +83,7 @@ class SampleGrid:
         attributes = torch.zeros(count, self._attributes.shape[1])
         if attributes.shape[1]:
             rows, shares = zip(*self._table)
-            chosen = np.searchsorted(np.cumsum(shares)[:-1], uniforms(range(count), 1, stream=1)[:, 0] * sum(shares), side="right")
-            attributes = torch.tensor(np.array(rows)[chosen], dtype=torch.float32)
+            attributes = torch.tensor(np.array(rows)[chosen(range(count), shares)], dtype=torch.float32)
         images = render(net, latents(range(count), self._z_dim), attributes, device)
         path = self._run.path / "samples" / "mosaic.png"
         save_png(grid(images, MOSAIC_SIDE), path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,11 +12,13 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from mien.errors import UserError, did_you_mean
-from mien.explore.latents import uniforms
 from mien.explore.load import LoadedGenerator
+from mien.models.latents import at_shares, chosen
 from mien.models.pictures import PADDING_PX, grid, to_uint8
 
-CONDITION_STREAM = 1  # of `latents.uniforms`: a face's attributes are drawn apart from its latent
+LOWEST, HIGHEST = -2.0, 3.0  # of an attribute: as far beyond 0 and 1 as twice the way from one to the other
+MAX_COMBINATIONS = 64  # that a balanced set is spread over
+BALANCES = ("none", "data", "uniform")
 
 
 @torch.inference_mode()
@@ -38,7 +41,10 @@ def render(generator: LoadedGenerator, z: Tensor, attributes: Tensor, *, batch: 
 
 
 def parse_where(text: str | None, names: Sequence[str]) -> dict[str, float]:
-    """'Male=1,Smiling=0' -> {'Male': 1.0, 'Smiling': 0.0}. Raises UserError for an unknown attribute or a value outside 0..1."""
+    """'Male=1,Smiling=0' -> {'Male': 1.0, 'Smiling': 0.0}. Raises UserError for an unknown attribute or a value outside -2..3.
+
+    0 and 1 are what training showed; between them the generator interpolates, beyond them it extrapolates, and may draw no face at all.
+    """
     where: dict[str, float] = {}
     for part in filter(None, (text or "").replace(" ", "").split(",")):
         name, equals, value = part.partition("=")
@@ -48,9 +54,9 @@ def parse_where(text: str | None, names: Sequence[str]) -> dict[str, float]:
         try:
             number = float(value)
         except ValueError:
-            number = -1.0
-        if not equals or not 0 <= number <= 1:
-            raise UserError(f"{part!r}: write {name}=1, {name}=0 or a value between.")
+            number = math.nan
+        if not equals or not LOWEST <= number <= HIGHEST:
+            raise UserError(f"{part!r}: write {name}=1, {name}=0 or a value from {LOWEST:g} to {HIGHEST:g} (beyond 0..1: extrapolation).")
         where[name] = number
     return where
 
@@ -79,8 +85,28 @@ def attribute_rows(generator: LoadedGenerator, where: Mapping[str, float], count
     A face's condition is a function of its number and `where` alone.
     """
     rows, shares = _table(generator, where)
-    u = uniforms(range(seed, seed + count), 1, stream=CONDITION_STREAM)[:, 0]
-    return torch.from_numpy(rows[np.searchsorted(np.cumsum(shares)[:-1], u, side="right")])
+    return torch.from_numpy(rows[chosen(range(seed, seed + count), shares)])
+
+
+def balanced_rows(generator: LoadedGenerator, where: Mapping[str, float], places: range, *, balance: str) -> Tensor:
+    """float32 [N, A]: conditions of the faces at `places` (0 is the first) of a set whose combinations come in fixed proportions.
+
+    'uniform': every combination of the attributes that `where` leaves free equally often, to within one face (the 64 commonest in the data
+    when there are more). 'data': as often as in the training data where `where` holds, to within log2(N) faces. Both are functions of the
+    place alone and hold for every beginning of the set: the second by van der Corput's sequence in the place of chance.
+    """
+    if balance == "uniform":
+        rows = combinations(generator, where, limit=MAX_COMBINATIONS)
+        return rows[torch.tensor(places, dtype=torch.int64) % len(rows)]
+    if balance != "data":
+        raise UserError(f"No balance is named {balance!r}: there are {', '.join(BALANCES)}.")
+    table, shares = _table(generator, where)
+    return torch.from_numpy(table[at_shares(_van_der_corput(np.array(places, dtype=np.uint64)), shares)])
+
+
+def _van_der_corput(numbers: np.ndarray) -> np.ndarray:
+    """float64 in 0..1: the binary digits of each number behind the point, in reverse (van der Corput 1935). Even for every beginning."""
+    return sum(((numbers >> np.uint64(bit)) & np.uint64(1)).astype(np.float64) * 2.0 ** -(bit + 1) for bit in range(48))  # type: ignore[return-value]
 
 
 def combinations(generator: LoadedGenerator, where: Mapping[str, float], *, limit: int = 8) -> Tensor:
