@@ -157,7 +157,8 @@ def validate(tree: Mapping[str, Any]) -> Config:
 
 
 MAY_CHANGE_ON_RESUME = ("train.images", "train.tick_kimg", "train.checkpoint_kimg", "train.keep", "train.snapshot_kimg",
-                        "sample.every_kimg", "eval.")  # fmt: skip
+                        "sample.every_kimg", "eval.", "balance.mode", "balance.patience_kimg", "balance.probe_kimg",
+                        "balance.max_rollbacks")  # fmt: skip
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -216,12 +216,25 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         return list(read_jsonl(self.path / "metrics.jsonl"))
 
-    def rewind(self, nimg: int) -> None:
-        """Drop scalars past `nimg`: a resumed run says again what it had said after its last checkpoint."""
-        told = self.scalars()
+    def rewind(self, nimg: int, *, scores: bool = False) -> None:
+        """Drop scalars past `nimg`: a resumed run says again what it had said after its last checkpoint.
+
+        With `scores`, snapshots past it and all that was scored of them go too: a run that was rolled back goes another way from there.
+        """
+        self._keep_until("scalars", nimg)
+        if scores:
+            self._keep_until("metrics", nimg)
+            for at_nimg, weights in self.snapshots():
+                if at_nimg > nimg:
+                    weights.with_suffix(".json").unlink(missing_ok=True)
+                    weights.unlink(missing_ok=True)
+
+    def _keep_until(self, name: str, nimg: int) -> None:
+        path = self.path / f"{name}.jsonl"
+        told = list(read_jsonl(path))
         kept = [record for record in told if record.get("nimg", 0) <= nimg]
         if len(kept) < len(told):
-            write_text(self.path / "scalars.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
+            write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def scalars_frame(self) -> pd.DataFrame:
         """scalars.jsonl as a data frame indexed by nimg."""
@@ -236,6 +249,38 @@ class Run:
         import pandas as pd
 
         return pd.DataFrame(records, columns=None if records else ["nimg"]).set_index("nimg")
+
+    # --- knobs turned by hand -----------------------------------------------------------------------------------------
+
+    def request_control(self, changes: dict[str, float | str | None], over_nimg: int = 0) -> Path:
+        """Ask the process that trains this run, or the next one, to turn knobs ({'lr_g': 1e-4}), at once or gradually.
+
+        The request stays for the life of the run: a resume or a rollback to before it meets it again at the same image.
+        """
+        folder = self.path / "control"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{time.time_ns():020d}.json"
+        write_json(path, {"changes": changes, "over_nimg": over_nimg})
+        return path
+
+    def control_requests(self) -> list[tuple[Path, dict[str, Any]]]:
+        """(file, request) of each, oldest first; `at_nimg` is in it once it was met. Unreadable ones are passed over."""
+        found = []
+        for path in sorted((self.path / "control").glob("[0-9]*.json")):
+            with contextlib.suppress(UserError):
+                found.append((path, read_json(path) or {}))
+        return found
+
+    def control_changed_ns(self) -> int:
+        """A number that changes when a request comes: cheap enough to ask before every step."""
+        try:
+            return (self.path / "control").stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
+    def note_control(self, path: Path, request: dict[str, Any]) -> None:
+        """Write down at which image a request was met."""
+        write_json(path, request)
 
     # --- files named by image count -----------------------------------------------------------------------------------
 

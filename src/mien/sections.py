@@ -122,7 +122,16 @@ class Augment(Section):
     ops: list[str] = []
     """Which differentiable augmentations D's inputs go through, real and fake alike."""
     p: Share = 0.0
-    """How probable each of them is for one image."""
+    """How probable each of them is for one image; where `mode` moves it, what it begins with (adaptive) or ends at (ramp)."""
+    mode: Literal["fixed", "ramp", "adaptive"] = "fixed"
+    ramp_kimg: Period = 500.0
+    """Ramp: p rises linearly from 0 over this many thousand images."""
+    target: Annotated[float, Field(gt=-1, lt=1)] = 0.6
+    """Adaptive: p grows while E[sign D(real)] is above this, and shrinks below it (Karras 2020)."""
+    speed_kimg: Period = 500.0
+    """Adaptive: thousands of images that p takes from 0 to 1."""
+    most: Share = 0.8
+    """Adaptive: p stays at or below this."""
 
 
 class Optimizer(Section):
@@ -153,9 +162,15 @@ class Schedule(Section):
 
 
 class Balance(Section):
-    mode: Literal["off", "watch", "on"] = "off"
+    mode: Literal["off", "watch", "on"] = "watch"
+    """What is done about what ails the run: nothing; name it and advise; turn knobs and roll back."""
     d_steps: Annotated[int, Field(ge=1, le=16)] = 1
     g_steps: Annotated[int, Field(ge=1, le=16)] = 1
+    patience_kimg: Period = 10.0
+    """A diagnosis is named once its signals were beyond their limits for this long."""
+    probe_kimg: NonNegative = 4.0
+    """How often fixed faces and held-out reals are looked at; 0 = never."""
+    max_rollbacks: Annotated[int, Field(ge=0)] = 3
 
 
 class Ema(Section):
@@ -229,8 +244,8 @@ class Config(Section):
             raise ValueError(f"loss.real_label, label_noise and label_flip belong to loss.name=bce, not {self.loss.name}")
         if self.augment.p > 0 and not self.augment.ops:
             raise ValueError("augment.p is above 0 but augment.ops is empty: name the operations")
-        if self.balance.mode != "off":
-            raise ValueError(f"balance.mode={self.balance.mode} is not available yet: leave it off")
+        if self.augment.mode == "adaptive" and not self.augment.ops:
+            raise ValueError("augment.mode=adaptive needs augment.ops: name the operations")
         self._check_minibatch_layers()
         return self
 

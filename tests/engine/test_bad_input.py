@@ -52,7 +52,7 @@ def trained(store, tmp_path):
     (["--set", "optimizer.lrg=1"], "Did you mean optimizer.lr_g?"),
     (["--set", "train.batch=64"], "train.batch is 64, but"),
     (["--set", 'data.attributes=["Mael"]'], "no attribute 'Mael'. Did you mean Male?"),
-    (["--set", "balance.mode=on"], "balance.mode=on is not available yet"),
+    (["--set", "balance.patience_kimg=0"], "balance.patience_kimg"),
     (["--set", 'augment.ops=["fliip"]'], "Did you mean flip?"),
     (["--images", "many"], "'many' is not a count"),
     (["--images", "0"], "train.images"),

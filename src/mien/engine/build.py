@@ -14,6 +14,7 @@ from mien.augment.policy import Augment
 from mien.config import Config
 from mien.data.loader import FaceLoader
 from mien.data.store import FaceStore
+from mien.engine.probe import Probe
 from mien.engine.state import TrainState
 from mien.engine.step import Task
 from mien.errors import UserError
@@ -52,17 +53,34 @@ def build_task(config: Config, store: FaceStore, device: torch.device) -> Task:
     )
     if config.train.batch > data.count:
         raise UserError(f"train.batch is {config.train.batch}, but {store.path} has {data.count} training images: lower the batch.")
-    loss, regularizer = config.loss, config.regularizer
-    penalties = (("r1", r1, regularizer.r1), ("r2", r2, regularizer.r2), ("gp", gradient_penalty, regularizer.gp),
-                 ("dragan", dragan, regularizer.dragan))  # fmt: skip
+    loss, regularizer, controlled = config.loss, config.regularizer, config.balance.mode == "on"
+    settings = (("r1", r1, regularizer.r1), ("r2", r2, regularizer.r2), ("gp", gradient_penalty, regularizer.gp),
+                ("dragan", dragan, regularizer.dragan))  # fmt: skip
+    penalties = [(name, penalty, setting.every) for name, penalty, setting in settings if setting.gamma > 0]
+    if controlled and "r1" not in [name for name, _, _ in penalties]:
+        penalties.append(("r1", r1, LAZY))  # at hand for the controller; with gamma 0 it costs nothing
+    augment = Augment(config.augment.ops or (["diffaugment"] if controlled else []))  # likewise, with p 0
     return Task(
         config=config,
         data=data,
         adversarial=build_adversarial(loss.name, real_label=loss.real_label, label_noise=loss.label_noise, label_flip=loss.label_flip),
-        penalties=tuple((name, penalty, setting.every) for name, penalty, setting in penalties if setting.gamma > 0),
-        augment=Augment(config.augment.ops),
+        penalties=tuple(penalties),
+        augment=augment,
         device=device,
+        probe=build_probe(config, store, data, augment) if config.balance.probe_kimg > 0 else None,
     )
+
+
+LAZY = 16  # updates between two penalties, as in Karras et al. 2020
+
+
+def build_probe(config: Config, store: FaceStore, data: FaceLoader, augment: Augment) -> Probe:
+    held_out = None
+    if len(store.indices("val")):
+        names = data.attribute_names
+        held_out = FaceLoader(store, split="val", attributes=names, seed=config.train.seed, flip=config.data.flip, device=data.device)
+    group = config.model.discriminator.minibatch_stddev
+    return Probe(data, held_out, augment, z_dim=config.model.generator.z_dim, group=max(1, group))
 
 
 def build_state(config: Config, *, size: int, attributes: int, device: torch.device) -> TrainState:

@@ -123,15 +123,41 @@ def newest_valid(checkpoints: Iterable[tuple[int, Path]]) -> tuple[Path | None, 
     return None, skipped
 
 
+def newest_healthy(checkpoints: Iterable[tuple[int, Path]]) -> Path | None:
+    """The newest whole checkpoint that was not suspected of anything when it was made."""
+    for _, path in sorted(checkpoints, reverse=True):
+        if is_healthy(path) and check(path) is None:
+            return path
+    return None
+
+
+def is_healthy(path: Path) -> bool:
+    """What state.json says of it; one that does not say was made when nobody looked."""
+    try:
+        return bool(json.loads((path / "state.json").read_text(encoding="utf-8")).get("healthy", True))
+    except (OSError, ValueError):
+        return False
+
+
+def discard_after(checkpoints: Iterable[tuple[int, Path]], nimg: int) -> None:
+    """Delete the checkpoints past `nimg`: those of a way that the run did not go."""
+    for at_nimg, path in checkpoints:
+        if at_nimg > nimg:
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """(tensors on the CPU, plain data) of a whole checkpoint."""
     return load_file(path / "state.safetensors"), json.loads((path / "state.json").read_text(encoding="utf-8"))
 
 
 def prune(checkpoints: list[tuple[int, Path]], *, keep: int, keep_every_nimg: int | None) -> None:
-    """Delete all but the newest `keep` checkpoints and those that crossed a multiple of `keep_every_nimg` first."""
-    for path in _surplus(checkpoints, keep, keep_every_nimg):
-        shutil.rmtree(path, ignore_errors=True)
+    """Delete all but the newest `keep` checkpoints, the newest healthy one and those that crossed a multiple of `keep_every_nimg` first."""
+    surplus = _surplus(checkpoints, keep, keep_every_nimg)
+    healthy = next((path for _, path in reversed(checkpoints) if is_healthy(path)), None) if surplus else None
+    for path in surplus:
+        if path != healthy:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def prune_snapshots(run: Run, *, keep: int, keep_every_nimg: int | None) -> None:

@@ -14,10 +14,10 @@ import torch
 
 from mien.engine import checkpoint
 from mien.engine.recording import SampleGrid, Scalars
-from mien.engine.schedules import Knobs, knobs_at
-from mien.engine.signals import SignalMeter
+from mien.engine.schedules import Knobs
 from mien.engine.state import TrainState
 from mien.engine.step import Task, train_step
+from mien.engine.supervisor import Collapsed, Supervisor
 from mien.errors import UserError
 from mien.runs import Run, kimg_name
 
@@ -30,17 +30,26 @@ class TrainingFailed(UserError):
     """Training cannot go on: the numbers are no longer finite."""
 
 
+class NotFinite(Exception):
+    """A NaN or an infinity where there must be a number."""
+
+
+MUST_BE_FINITE = ("loss_d", "loss_g", "grad_norm_d", "grad_norm_g")
+
+
 class Loop:
     """One process's work on a run. `train()` returns True when the run is finished, False when it was asked to stop."""
 
-    def __init__(self, run: Run, state: TrainState, task: Task, *, meta: dict[str, Any], on_tick: OnTick, on_snapshot: OnSnapshot):
-        self.run, self.state, self.task, self.meta = run, state, task, meta
+    def __init__(
+        self, run: Run, state: TrainState, task: Task, *, meta: dict[str, Any], on_tick: OnTick, on_snapshot: OnSnapshot, say: Say
+    ):
+        self.run, self.state, self.task, self.meta, self.say = run, state, task, meta, say
+        self.supervisor = Supervisor(run, state, task, say)
         self.on_tick, self.on_snapshot = on_tick, on_snapshot
         self.should_stop = False
         config = task.config
         table = [(tuple(row), share) for row, share in meta["attribute_table"]]
         self.grid = SampleGrid(run, z_dim=state.G.z_dim, names=meta["attributes"], table=table, columns=config.sample.columns)
-        self.meter = SignalMeter()
         self._checkpoint_nimg = state.nimg if state.nimg in dict(run.checkpoints()) else -1  # what is on disk already is not written again
         self._snapshot_nimg = state.nimg if state.nimg in dict(run.snapshots()) else -1
         self._tick_started_s, self._tick_started_nimg = time.monotonic(), state.nimg
@@ -54,14 +63,13 @@ class Loop:
         try:
             if state.nimg == 0 and config.sample.every_kimg > 0:
                 self.grid.draw(state.ema, 0, self.task.device)
+            if config.balance.mode == "on" and not self.run.checkpoints():
+                self.save_checkpoint()  # something to go back to, from the first image on
             while state.nimg < total and not self._asked_to_stop():
-                knobs = knobs_at(config, state.nimg)
-                before, after = state.nimg, state.nimg + config.train.batch * knobs.d_steps
-                tick = due(config.train.tick_kimg, before, after) or after >= total
-                self.meter.add(train_step(state, self.task, knobs, measure=tick))
-                if tick:
-                    self._tick(knobs)
-                self._fall_due(before, state.nimg)
+                try:
+                    self._advance(total)
+                except (NotFinite, Collapsed) as sickness:
+                    self._roll_back(sickness)
             finished = state.nimg >= total
             self._last_things(finished)
             return finished
@@ -73,6 +81,18 @@ class Loop:
                 self.scalars.close()
             self.run.unlock()
 
+    def _advance(self, total: int) -> None:
+        """One step, and what falls due after it."""
+        state, config = self.state, self.task.config
+        knobs = self.supervisor.knobs()
+        before, after = state.nimg, state.nimg + config.train.batch * knobs.d_steps
+        tick = due(config.train.tick_kimg, before, after)
+        last = after >= total
+        state.meter.add(train_step(state, self.task, knobs, measure=tick or last))
+        if tick or last:
+            self._tick(knobs, forget=tick)
+        self._fall_due(before, state.nimg)
+
     def _fall_due(self, before: int, after: int) -> None:
         train, sample = self.task.config.train, self.task.config.sample
         if due(sample.every_kimg, before, after):
@@ -82,31 +102,58 @@ class Loop:
         if due(train.checkpoint_kimg, before, after):
             self.save_checkpoint()
 
-    def _tick(self, knobs: Knobs) -> None:
+    def _tick(self, knobs: Knobs, *, forget: bool) -> None:
+        """Read, write down and weigh the signals. A last tick off the beat only reads: a longer run must not differ for having paused."""
         state, now = self.state, time.monotonic()
-        values = self.meter.read()
+        values = state.meter.read(forget=forget)
         values |= {"lr_d": knobs.lr_d, "lr_g": knobs.lr_g, "d_steps": knobs.d_steps, "g_steps": knobs.g_steps}
-        if self.task.config.augment.ops:
+        if self.task.augment.names:
             values["augment_p"] = knobs.augment_p
         values |= {f"{name}_gamma": getattr(knobs, f"{name}_gamma") for name, _, _ in self.task.penalties}
         values["ema_half_life_kimg"] = knobs.ema_half_life_kimg
         values["images_per_s"] = (state.nimg - self._tick_started_nimg) / max(now - self._tick_started_s, 1e-9)
         values["memory_mb"] = peak_memory_mb(self.task.device)
         values["progress"] = min(1.0, state.nimg / self.task.config.train.images)
-        self._tick_started_s, self._tick_started_nimg = now, state.nimg
+        passed_nimg, self._tick_started_s, self._tick_started_nimg = state.nimg - self._tick_started_nimg, now, state.nimg
+        wrong = [name for name in MUST_BE_FINITE if not math.isfinite(values.get(name, 0.0))]
+        if not wrong and forget:
+            values |= self.supervisor.look(knobs)
         self.scalars.write(state.nimg, values)
         self.write_status("running", images_per_s=values["images_per_s"])
         self.on_tick(state.nimg, values)
-        wrong = [name for name in ("loss_d", "loss_g", "grad_norm_d", "grad_norm_g") if not math.isfinite(values.get(name, 0.0))]
         if wrong:
-            self._fail(f"{', '.join(wrong)} became NaN or infinite")
+            raise NotFinite(f"{', '.join(wrong)} became NaN or infinite")
+        if forget:
+            self.supervisor.consider(values, knobs, images=passed_nimg)
 
-    def _fail(self, what: str) -> None:
+    def _roll_back(self, sickness: Exception) -> None:
+        """Back to the last healthy checkpoint, calmer. Raises TrainingFailed where that is unwanted, impossible or was tried enough."""
+        state, balance = self.state, self.task.config.balance
+        path = checkpoint.newest_healthy(self.run.checkpoints())
+        if balance.mode != "on" or path is None or state.rollbacks >= balance.max_rollbacks:
+            tried = f" after {state.rollbacks} rollbacks" if state.rollbacks else ""
+            raise TrainingFailed(self._farewell(f"{sickness}{tried}")) from None
+        failed_nimg, usual = state.nimg, state.history.usual
+        rollbacks, calm, salt = state.rollbacks + 1, state.steering.calm / 2, state.noise_salt + 1
+        state.load(*checkpoint.load_checkpoint(path))
+        clip = 4 * max(usual.get("grad_norm_d", 2.5), usual.get("grad_norm_g", 2.5)) * 0.5**rollbacks
+        quieter = self.supervisor.calm_down(rollbacks=rollbacks, calm=calm, salt=salt, clip_norm=clip)
+        self.run.rewind(state.nimg, scores=True)
+        self.scalars.close()
+        self.scalars = Scalars(self.run, after_nimg=state.nimg)
+        self._checkpoint_nimg = self._snapshot_nimg = -1
+        self.save_checkpoint()  # the calmer state takes the place of the one it came from: a kill must not undo this
+        checkpoint.discard_after(self.run.checkpoints(), state.nimg)
+        message = f"Rolled back from {failed_nimg:,} to {state.nimg:,} images ({rollbacks} of {balance.max_rollbacks}): {sickness}. " \
+                  f"Going on with {quieter}."  # fmt: skip
+        self.run.event(state.nimg, "rollback", message, failed_nimg=failed_nimg, reason=str(sickness), rollbacks=rollbacks)
+        self.say(message)
+
+    def _farewell(self, what: str) -> str:
         newest, _ = checkpoint.newest_valid(self.run.checkpoints())
         back = f"the last healthy checkpoint is {newest.name} ({int(newest.name):,} images)" if newest else "there is no checkpoint yet"
-        message = f"{what} at {self.state.nimg:,} images; {back}. Begin another run (--run) " \
-                  "with lower optimizer.lr_d and lr_g, or with optimizer.clip_norm."  # fmt: skip
-        raise TrainingFailed(message)
+        return f"{what} at {self.state.nimg:,} images; {back}. Go on with --set balance.mode=on, which rolls back by itself, " \
+               "or begin another run (--run) with lower optimizer.lr_d and lr_g, or with optimizer.clip_norm."  # fmt: skip
 
     def _note_end(self, error: BaseException) -> None:
         """Write down why the run ended, as far as that can still be done: the disk may be what failed."""
@@ -138,10 +185,11 @@ class Loop:
         self.write_status(state)
 
     def save_checkpoint(self) -> None:
-        """Raises TrainingFailed rather than save a state with a NaN in it: a healthy checkpoint must stay the newest."""
+        """Raises NotFinite rather than save a state with a NaN in it: a healthy checkpoint must stay the newest."""
         tensors, nimg = self.state.tensors(), self.state.nimg
         self._check_health(tensors)
-        checkpoint.save_checkpoint(self.run.path / "checkpoints", nimg=nimg, tensors=tensors, plain=self.state.plain())
+        plain = {"healthy": self.supervisor.healthy(), **self.state.plain()}
+        checkpoint.save_checkpoint(self.run.path / "checkpoints", nimg=nimg, tensors=tensors, plain=plain)
         # A later one, that was passed over as damaged, must not count among the newest that stay.
         until_now = [(at, path) for at, path in self.run.checkpoints() if at <= nimg]
         checkpoint.prune(until_now, keep=self.task.config.train.keep, keep_every_nimg=self._keep_every_nimg)
@@ -156,10 +204,10 @@ class Loop:
     def _check_health(self, tensors: Mapping[str, torch.Tensor]) -> None:
         sick = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())]
         if sick:
-            self._fail(f"{sick[0]} holds NaN or infinite numbers")
+            raise NotFinite(f"{sick[0]} holds NaN or infinite numbers")
 
     def save_snapshot(self) -> None:
-        """Raises TrainingFailed rather than save a generator with a NaN in it."""
+        """Raises NotFinite rather than save a generator with a NaN in it."""
         nimg = self.state.nimg
         self._check_health({f"ema.{name}": tensor for name, tensor in self.state.ema.state_dict().items()})
         path = checkpoint.save_snapshot(self.run.path / "snapshots" / kimg_name(nimg), self.state.ema, {**self.meta, "nimg": nimg})

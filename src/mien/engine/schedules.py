@@ -26,6 +26,23 @@ class Knobs:
     ema_half_life_kimg: float
 
 
+KNOBS: dict[str, tuple[float, float, bool]] = {
+    "lr_g": (1e-8, 1.0, False),
+    "lr_d": (1e-8, 1.0, False),
+    "d_steps": (1, 16, False),
+    "g_steps": (1, 16, False),
+    "augment_p": (0.0, 1.0, False),
+    "r1_gamma": (0.0, 1e6, False),
+    "r2_gamma": (0.0, 1e6, False),
+    "gp_gamma": (0.0, 1e6, False),
+    "dragan_gamma": (0.0, 1e6, False),
+    "clip_norm": (1e-6, 1e9, True),
+    "clip_value": (1e-6, 1e9, True),
+    "ema_half_life_kimg": (0.0, 1e6, False),
+}
+"""Every knob: its least and greatest value, and whether it may be None (absent)."""
+
+
 def cosine(start: float, end: float, share: float) -> float:
     """From `start` at share 0 to `end` at share 1 along half a cosine."""
     return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * min(max(share, 0.0), 1.0)))
@@ -52,7 +69,7 @@ def knobs_at(config: Config, nimg: int) -> Knobs:
         lr_d=config.optimizer.lr_d * factor,
         d_steps=config.balance.d_steps,
         g_steps=config.balance.g_steps,
-        augment_p=config.augment.p,
+        augment_p=config.augment.p * (min(1.0, nimg / (1000 * config.augment.ramp_kimg)) if config.augment.mode == "ramp" else 1.0),
         r1_gamma=config.regularizer.r1.gamma * gamma,
         r2_gamma=config.regularizer.r2.gamma * gamma,
         gp_gamma=config.regularizer.gp.gamma * gamma,

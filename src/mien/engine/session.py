@@ -32,8 +32,8 @@ class Session:
     meta: dict[str, Any]
     resumed: bool
 
-    def loop(self, *, on_tick: OnTick, on_snapshot: OnSnapshot) -> Loop:
-        return Loop(self.run, self.state, self.task, meta=self.meta, on_tick=on_tick, on_snapshot=on_snapshot)
+    def loop(self, *, on_tick: OnTick, on_snapshot: OnSnapshot, say: Say = print) -> Loop:
+        return Loop(self.run, self.state, self.task, meta=self.meta, on_tick=on_tick, on_snapshot=on_snapshot, say=say)
 
 
 def open_session(

@@ -19,24 +19,24 @@ import torch
 
 
 class SignalMeter:
-    """Means of named 0-d tensors between two reads."""
+    """Means of named 0-d tensors between two reads. `sums` and `counts` are all it holds."""
 
-    def __init__(self) -> None:
-        self._sums: dict[str, torch.Tensor] = {}
-        self._counts: dict[str, int] = {}
+    def __init__(self, sums: dict[str, torch.Tensor] | None = None, counts: dict[str, int] | None = None) -> None:
+        self.sums, self.counts = sums or {}, counts or {}
 
     def add(self, signals: Mapping[str, torch.Tensor]) -> None:
         for name, value in signals.items():
             value = value.detach().float()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] = self._counts.get(name, 0) + 1
+            self.sums[name] = self.sums[name].to(value.device) + value if name in self.sums else value
+            self.counts[name] = self.counts.get(name, 0) + 1
 
-    def read(self) -> dict[str, float]:
-        """{name: mean since the last read}, in one transfer; forgets them."""
-        names = list(self._sums)
-        values = torch.stack([self._sums[name] for name in names]).tolist() if names else []
-        means = {name: value / self._counts[name] for name, value in zip(names, values)}
-        self._sums, self._counts = {}, {}
+    def read(self, *, forget: bool = True) -> dict[str, float]:
+        """{name: mean since the last read}, in one transfer."""
+        names = list(self.sums)
+        values = torch.stack([self.sums[name] for name in names]).tolist() if names else []
+        means = {name: value / self.counts[name] for name, value in zip(names, values)}
+        if forget:
+            self.sums, self.counts = {}, {}
         return means
 
 

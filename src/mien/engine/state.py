@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from mien.engine.balance import Controller
+from mien.engine.diagnosis import History
+from mien.engine.signals import SignalMeter
+from mien.engine.steering import Steering
 from mien.errors import UserError
 from mien.models.catalogue import Discriminator, Generator
 
@@ -24,7 +28,16 @@ class TrainState:
     opt_d: torch.optim.Optimizer
     nimg: int = 0
     noise_salt: int = 0
-    """Changes the noise stream; a run that goes back to an older checkpoint may want other draws than those that failed it."""
+    """Changes the noise stream: a run that was rolled back must not meet the draws that failed it."""
+    rollbacks: int = 0
+    steering: Steering = field(default_factory=Steering)
+    history: History = field(default_factory=History)
+    controller: Controller = field(default_factory=Controller)
+    meter: SignalMeter = field(default_factory=SignalMeter)
+    """Signals since the last tick; a checkpoint may come between two."""
+    seen_faces: torch.Tensor | None = None
+    """Thumbnails [N, F] of the fixed faces when the probe last looked, at `probe_nimg`."""
+    probe_nimg: int = 0
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor under a readable name: 'G.4x4.weight', 'opt_g.4x4.weight.exp_avg'."""
@@ -35,10 +48,20 @@ class TrainState:
             for name, parameter in net.named_parameters():
                 for slot, tensor in optimizer.state.get(parameter, {}).items():
                     named[f"{role}.{name}.{slot}"] = tensor
-        return named
+        named |= {f"meter.{name}": total for name, total in self.meter.sums.items()}
+        return named if self.seen_faces is None else {**named, "seen_faces": self.seen_faces}
 
     def plain(self) -> dict[str, Any]:
-        return {"noise_salt": self.noise_salt}
+        """The rest, as JSON holds it."""
+        return {
+            "noise_salt": self.noise_salt,
+            "rollbacks": self.rollbacks,
+            "steering": self.steering.plain(),
+            "history": self.history.plain(),
+            "controller": self.controller.plain(),
+            "meter": self.meter.counts,
+            "probe_nimg": self.probe_nimg,
+        }
 
     def load(self, tensors: Mapping[str, torch.Tensor], plain: Mapping[str, Any]) -> None:
         """Take over what `tensors()` and `plain()` gave. Raises UserError when the tensors are another architecture's."""
@@ -51,7 +74,13 @@ class TrainState:
         self._load_optimizer("opt_g", self.G, self.opt_g, tensors)
         self._load_optimizer("opt_d", self.D, self.opt_d, tensors)
         self.nimg = int(plain["nimg"])
-        self.noise_salt = int(plain["noise_salt"])
+        self.noise_salt, self.rollbacks = int(plain["noise_salt"]), int(plain.get("rollbacks", 0))
+        self.steering = Steering.from_plain(plain.get("steering", {}))
+        self.history = History.from_plain(plain.get("history", {}))
+        self.controller = Controller(**plain.get("controller", {}))
+        sums = {name.removeprefix("meter."): tensor for name, tensor in tensors.items() if name.startswith("meter.")}
+        self.meter = SignalMeter(sums, dict(plain.get("meter", {})))
+        self.seen_faces, self.probe_nimg = tensors.get("seen_faces"), int(plain.get("probe_nimg", 0))
 
     @staticmethod
     def _load_optimizer(role: str, net: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -12,6 +12,7 @@ from mien.augment.policy import Augment
 from mien.config import Config
 from mien.data.loader import FaceLoader
 from mien.engine.ema import ema_decay, ema_update
+from mien.engine.probe import Probe
 from mien.engine.schedules import Knobs
 from mien.engine.signals import discriminator_signals, generator_signals, mean_of, relative_change
 from mien.engine.state import TrainState, step_seed
@@ -33,6 +34,7 @@ class Task:
     """(name, penalty, every): `name`_gamma is a knob."""
     augment: Augment
     device: torch.device
+    probe: Probe | None = None
 
     def autocast(self):
         bf16 = self.config.train.precision == "bf16"

@@ -13,10 +13,10 @@ from mien.errors import UserError, did_you_mean
 from mien.runs import Run
 
 if TYPE_CHECKING:
-    from mien.sections import Eval
     from mien.data.store import FaceStore
     from mien.explore.load import LoadedGenerator
     from mien.metrics.protocol import Score
+    from mien.sections import Eval
 
 TORCHEVAL = "torcheval"
 

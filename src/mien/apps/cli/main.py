@@ -38,10 +38,12 @@ COMMANDS: dict[str, dict[str, str]] = {  # section -> command -> module:function
     "Explore": {
         "sample": "sample:sample",
         "models": "models:models",
+        "app": "app:app",
     },
     "Runs": {
         "runs": "run:runs",
         "stop": "run:stop",
+        "control": "control:control",
         "presets": "presets:presets",
         "doctor": "doctor:doctor",
     },

@@ -113,7 +113,7 @@ def _train(begun: Session, store: FaceStore, log: Log) -> bool:
             advance(nimg - shown)
             shown = nimg
 
-        loop = begun.loop(on_tick=on_tick, on_snapshot=_scorer(begun, store, log))
+        loop = begun.loop(on_tick=on_tick, on_snapshot=_scorer(begun, store, log), say=log.say)
         with stopping_gently(loop):
             finished = loop.train()
         advance(begun.state.nimg - shown)

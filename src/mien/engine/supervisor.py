@@ -1,0 +1,145 @@
+"""Between two ticks a run trains; at a tick the supervisor looks: probe, diagnosis, adaptive augmentation, controller, requests by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mien.engine.balance import adapted_augment_p
+from mien.engine.diagnosis import observe
+from mien.engine.schedules import Knobs, knobs_at
+from mien.engine.state import TrainState
+from mien.engine.steering import RATES, check_change
+from mien.engine.step import Task
+from mien.errors import UserError
+from mien.runs import Run
+
+Say = Callable[[str], None]
+UNHEALTHY = ("exploding", "vanishing", "mode collapse")  # what a checkpoint to go back to must be free of, suspicions included
+
+
+class Collapsed(Exception):
+    """The run is so sick that it should go back to its last healthy checkpoint."""
+
+
+class Supervisor:
+    def __init__(self, run: Run, state: TrainState, task: Task, say: Say):
+        self.run, self.state, self.task, self.say = run, state, task, say
+        self.patience_nimg = round(1000 * task.config.balance.patience_kimg)
+        self._requests: list[tuple[Path, dict[str, Any]]] = []
+        self._listed_ns = -1
+
+    # --- knobs --------------------------------------------------------------------------------------------------------
+
+    def knobs(self) -> Knobs:
+        """The knobs of the next step: the recipe's, as turned by hand, controller and rollback. Takes up requests that wait."""
+        state = self.state
+        for path, request in self._waiting():
+            self._take_up(path, request)
+        return state.steering.apply(knobs_at(self.task.config, state.nimg), state.nimg)
+
+    def _waiting(self) -> list[tuple[Path, dict[str, Any]]]:
+        """Requests not yet in the state. One that was met before a kill or a rollback is met again where it was: at its `at_nimg`."""
+        changed_ns = self.run.control_changed_ns()
+        if changed_ns != self._listed_ns:
+            self._requests, self._listed_ns = self.run.control_requests(), changed_ns
+        met = self.state.steering.requests
+        return [(path, ask) for path, ask in self._requests if path.name not in met and ask.get("at_nimg", 0) <= self.state.nimg]
+
+    def _take_up(self, path: Path, request: dict[str, Any]) -> None:
+        state, steering = self.state, self.state.steering
+        steering.requests.append(path.name)
+        now = steering.apply(knobs_at(self.task.config, state.nimg), state.nimg)
+        over_nimg = int(request.get("over_nimg", 0))
+        for name, word in request.get("changes", {}).items():
+            try:
+                value = check_change(name, str(word).lower())
+                self._check_use(name)
+            except UserError as error:
+                self._tell("error", f"Left out a change by hand: {error}")
+                continue
+            if value == "recipe":
+                steering.release(name)
+                self._tell("control", f"Gave {name} back to the recipe.", knob=name, old=getattr(now, name))
+                continue
+            steering.set_by_hand(name, value, now=now, nimg=state.nimg, over_nimg=over_nimg)  # type: ignore[arg-type]
+            glide = f" over {over_nimg:,} images" if steering.by_hand[name].over_nimg else ""
+            old = getattr(now, name)
+            self._tell("control", f"By hand: {name} from {old} to {value}{glide}.", knob=name, old=old, new=value, over_nimg=over_nimg)
+        if "at_nimg" not in request:
+            self.run.note_control(path, {**request, "at_nimg": state.nimg})
+
+    def _check_use(self, name: str) -> None:
+        """Raises UserError for a knob that this run's recipe has nothing to turn with."""
+        penalties = [f"{penalty}_gamma" for penalty, _, _ in self.task.penalties]
+        if name.endswith("_gamma") and name not in penalties:
+            raise UserError(f"{name} cannot be turned: the run began without that penalty ({', '.join(penalties) or 'it has none'}).")
+        if name == "augment_p" and not self.task.augment.names:
+            raise UserError("augment_p cannot be turned: the run began without augmentations.")
+
+    # --- a tick -------------------------------------------------------------------------------------------------------
+
+    def look(self, knobs: Knobs) -> dict[str, float]:
+        """What the probe sees, when it is due."""
+        every_nimg = round(1000 * self.task.config.balance.probe_kimg)
+        if self.task.probe is None or every_nimg == 0 or self.state.nimg - self.state.probe_nimg < every_nimg:
+            return {}
+        return self.task.probe.look(self.state, knobs.augment_p)
+
+    def consider(self, values: dict[str, float], knobs: Knobs, images: int) -> None:
+        """Diagnose, adapt, decide. `images` since the last tick. Raises Collapsed when the run should go back."""
+        state, balance = self.state, self.task.config.balance
+        self._adapt(values, images)
+        if balance.mode == "off":
+            return
+        before = {alarm.title for alarm in state.history.named}
+        state.history = observe(state.history, state.nimg, values, patience_nimg=self.patience_nimg)
+        for alarm in state.history.named:
+            if alarm.title not in before:
+                facts = [{"signal": signal, "value": value, "threshold": limit} for signal, value, limit in alarm.evidence]
+                self._tell("diagnosis", alarm.sentence(), diagnosis=alarm.title, evidence=facts, since_nimg=alarm.since_nimg)
+        for title in sorted(before - {alarm.title for alarm in state.history.named}):
+            self._tell("diagnosis", f"{title}: over.", diagnosis=title, over=True)
+        if balance.mode == "on" and any(alarm.name == "mode collapse" for alarm in state.history.named):
+            raise Collapsed(next(alarm.title for alarm in state.history.named if alarm.name == "mode collapse"))
+        self._decide(knobs, advice=balance.mode == "watch")
+
+    def _adapt(self, values: dict[str, float], images: int) -> None:
+        augment = self.task.config.augment
+        if augment.mode != "adaptive" or "sign_real" not in values or "augment_p" in self.state.steering.by_hand:
+            return
+        steering = self.state.steering
+        p = augment.p if steering.augment_p is None else steering.augment_p
+        steering.augment_p = adapted_augment_p(p, values["sign_real"], images=images, target=augment.target,
+                                               speed_kimg=augment.speed_kimg, most=augment.most)  # fmt: skip
+
+    def _decide(self, knobs: Knobs, *, advice: bool) -> None:
+        state, can_augment = self.state, bool(self.task.augment.names)
+        if advice:
+            decision = state.controller.advise(state.history, state.steering, knobs, can_augment=can_augment)
+        else:
+            decision = state.controller.decide(state.history, state.steering, knobs, nimg=state.nimg,
+                                               patience_nimg=self.patience_nimg, can_augment=can_augment)  # fmt: skip
+        if decision is not None:
+            facts = {key: getattr(decision, key) for key in ("knob", "old", "new", "diagnosis", "signal", "value", "threshold")}
+            self._tell("advice" if advice else "decision", decision.sentence(advice=advice), **facts)
+
+    def healthy(self) -> bool:
+        """Whether a checkpoint made now is one to go back to."""
+        return not any(alarm.name in UNHEALTHY for alarm in self.state.history.alarms)
+
+    def calm_down(self, *, rollbacks: int, calm: float, salt: int, clip_norm: float) -> str:
+        """After a checkpoint was loaded: quieter knobs, another noise stream, and a diagnosis that begins anew."""
+        state = self.state
+        state.rollbacks, state.noise_salt = rollbacks, salt
+        state.steering.calm, state.steering.calm_clip_norm = calm, clip_norm
+        state.history = type(state.history)(begun_nimg=state.nimg, usual=state.history.usual)
+        knobs = self.knobs()
+        rates = ", ".join(f"{name} {getattr(knobs, name):.3g}" for name in RATES)
+        return f"{rates}, gradients clipped at {clip_norm:.3g}, noise stream {salt}"
+
+    def _tell(self, kind: str, message: str, **facts: Any) -> None:
+        self.run.event(self.state.nimg, kind, message, **facts)
+        self.say(message)
+
