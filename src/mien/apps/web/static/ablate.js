@@ -1,0 +1,1 @@
+export function ablate(root) { root.textContent = ''; return {}; }
