@@ -164,7 +164,8 @@ def _action(value: Any) -> str:
     return str(value)
 
 
-def _vector(value: Any) -> tuple[float, ...]:
+def read_vector(value: Any) -> tuple[float, ...]:
+    """A list of numbers as read from JSON. Raises ValueError for anything else."""
     if not isinstance(value, list) or not value or len(value) > 65_536:
         raise ValueError('"vector" must be a list of numbers')
     return tuple(map(_number, value))
@@ -188,7 +189,7 @@ def _region(value: Any) -> Region | None:
 
 
 CHECKS: dict[str, Callable[[Any], Any]] = {
-    "attribute": _text, "name": _text, "layer": _text, "to": _share, "strength": partial(_number, most=MAX_STRENGTH), "vector": _vector,
+    "attribute": _text, "name": _text, "layer": _text, "to": _share, "strength": partial(_number, most=MAX_STRENGTH), "vector": read_vector,
     "channels": _channels, "action": _action, "value": _number, "region": _region,
 }  # fmt: skip
 
