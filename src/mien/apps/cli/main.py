@@ -37,6 +37,9 @@ COMMANDS: dict[str, dict[str, str]] = {  # section -> command -> module:function
     },
     "Explore": {
         "sample": "sample:sample",
+        "interpolate": "interpolate:interpolate",
+        "edit": "edit:edit",
+        "directions": "directions:directions",
         "models": "models:models",
         "app": "app:app",
     },
