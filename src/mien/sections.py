@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal, InvalidOperation
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -180,6 +181,32 @@ class Ema(Section):
     """The half-life is at most this share of the images seen so far; 0 turns the ramp off."""
 
 
+class Surgery(Section):
+    """How a run treats parts that are new beside parts that are trained: after --from, and after each growth."""
+
+    warmup_kimg: NonNegative = 20.0
+    """The rate of new and re-shaped weights rises from a twentieth to the whole over this many thousand images."""
+    freeze_d: Annotated[int, Field(ge=0)] = 0
+    """How many of D's blocks, from the image on, keep the weights that --from brought (FreezeD, Mo et al. 2020)."""
+
+
+class Growth(Section):
+    """Begin with smaller images and double their size, up to that of the data (Karras et al. 2018)."""
+
+    at_kimg: Annotated[list[NonNegative], BeforeValidator(lambda given: given if isinstance(given, (list, tuple)) else [given])] = []
+    """When each doubling begins; [] trains at the data's size from the start."""
+    fade_kimg: NonNegative = 100.0
+    """New blocks fade in over this many thousand images."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Growth:
+        for before, after in pairwise(self.at_kimg):
+            if after < before + max(self.fade_kimg, 0.001):
+                raise ValueError(f"growth.at_kimg: {after:g} comes before the fade that begins at {before:g} is over "
+                                 f"(growth.fade_kimg is {self.fade_kimg:g})")  # fmt: skip
+        return self
+
+
 class Train(Section):
     batch: Count = 64
     images: Count = 2_000_000
@@ -231,6 +258,8 @@ class Config(Section):
     schedule: Schedule = Schedule()
     balance: Balance = Balance()
     ema: Ema = Ema()
+    surgery: Surgery = Surgery()
+    growth: Growth = Growth()
     train: Train = Train()
     sample: Sample = Sample()
     eval: Eval = Eval()
