@@ -9,6 +9,7 @@ Thresholds were set on healthy and on spoilt runs of this project's recipes (doc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -24,6 +25,7 @@ class Limit:
     back: float = 0.0
     """Where the alarm ends: between the threshold and health."""
     against_usual: bool = False
+    """Both averages are geometric: gradients vary by powers of ten, and one spike must not outshout a hundred steps."""
 
     @property
     def threshold(self) -> float:
@@ -47,11 +49,16 @@ class Rule:
     grace: float = 2.0
     """How old a run must be, times balance.patience_kimg."""
 
+    @property
+    def key(self) -> str:
+        """What a checkpoint calls it: a later version may put its rules in another order."""
+        return f"{self.name}: {self.limits[0].signal}"
+
 
 RULES = (
     Rule("D too strong", (Limit("accuracy_d", above=0.93, back=0.88), Limit("fooling_rate", below=0.02, back=0.05)),
          "D tells reals from fakes without effort, so G learns little from it."),
-    Rule("G too strong", (Limit("accuracy_d", below=0.56, back=0.6),), "D cannot tell reals from fakes, so it teaches G nothing."),
+    Rule("G too strong", (Limit("accuracy_d", below=0.61, back=0.635),), "D cannot tell reals from fakes, so it teaches G nothing."),
     Rule("D memorising", (Limit("holdout_gap_smooth", above=0.5, back=0.35),),
          "D takes held-out reals for fakes: it knows the training images by heart."),
     Rule("mode collapse", (Limit("diversity_pixels", below=0.35, back=0.5),), "All faces of G look alike.", grace=4.0),
@@ -68,13 +75,18 @@ RULES = (
     Rule("vanishing", (Limit("grad_norm_g", below=0.02, back=0.05, against_usual=True),), "Hardly any gradient reaches G."),
     Rule("stalled", (Limit("movement", below=0.002, back=0.004), Limit("progress", below=0.9, back=1.0)), "G's faces no longer change."),
 )  # fmt: skip
+BY_KEY = {rule.key: rule for rule in RULES}
+GEOMETRIC = frozenset(limit.signal for rule in RULES for limit in rule.limits if limit.against_usual)
+NOISY = ("logit_train", "logit_val", "logit_fake")  # few images, and their difference is what counts
+WATCHED = frozenset(limit.signal for rule in RULES for limit in rule.limits).union(NOISY)
 
 
 @dataclass(frozen=True)
 class Alarm:
     """One rule at one place (a combination, an attribute, or '')."""
 
-    rule: int
+    rule: str
+    """Its key in BY_KEY."""
     where: str
     since_nimg: int
     """When the limits were crossed."""
@@ -85,12 +97,12 @@ class Alarm:
 
     @property
     def name(self) -> str:
-        return RULES[self.rule].name
+        return BY_KEY[self.rule].name
 
     @property
     def network(self) -> str:
         """'g' or 'd' when the rule is about one network's signal, else ''."""
-        signal = RULES[self.rule].limits[0].signal
+        signal = BY_KEY[self.rule].limits[0].signal
         return signal[-1] if signal[-2:] in ("_g", "_d") and self.name in ("exploding", "vanishing") else ""
 
     @property
@@ -100,7 +112,7 @@ class Alarm:
 
     def sentence(self) -> str:
         facts = ", ".join(f"{signal} {value:.3g} (limit {threshold:g})" for signal, value, threshold in self.evidence)
-        return f"{self.title}: {RULES[self.rule].means} {facts}, for {(self.named_nimg or self.since_nimg) - self.since_nimg:,} images."
+        return f"{self.title}: {BY_KEY[self.rule].means} {facts}, for {(self.named_nimg or self.since_nimg) - self.since_nimg:,} images."
 
 
 @dataclass(frozen=True)
@@ -110,7 +122,7 @@ class History:
     begun_nimg: int = 0
     smooth: Mapping[str, float] = field(default_factory=dict)
     usual: Mapping[str, float] = field(default_factory=dict)
-    """A slow average, for signals that have no absolute scale."""
+    """A slow average of the signals that have no absolute scale."""
     seen_nimg: Mapping[str, int] = field(default_factory=dict)
     alarms: tuple[Alarm, ...] = ()
 
@@ -123,19 +135,26 @@ class History:
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> History:
-        alarms = [Alarm(**{**alarm, "evidence": tuple(tuple(fact) for fact in alarm["evidence"])}) for alarm in plain.get("alarms", ())]
+        known = [alarm for alarm in plain.get("alarms", ()) if alarm["rule"] in BY_KEY]
+        alarms = [Alarm(**{**alarm, "evidence": tuple(tuple(fact) for fact in alarm["evidence"])}) for alarm in known]
         return cls(**{**plain, "alarms": tuple(alarms)})
 
 
 def observe(history: History, nimg: int, signals: Mapping[str, float], *, patience_nimg: int) -> History:
-    """The history with one more tick: `signals` are means since the last, or what a probe saw. Values that are not finite are left out."""
+    """The history with one more tick: `signals` are means since the last, or what a probe saw.
+
+    Values that are not finite are left out, and so are signals that no rule asks for: a checkpoint must not hold what a clock says.
+    """
     smooth, usual, seen = dict(history.smooth), dict(history.usual), dict(history.seen_nimg)
     for name, value in _with_derived(signals).items():
-        if abs(value) < float("inf"):
+        if _is_watched(name) and math.isfinite(value):
             passed = nimg - seen.get(name, nimg)
-            noisy = name in ("logit_train", "logit_val", "logit_fake")  # few images, and their difference is what counts
-            smooth[name] = _toward(smooth.get(name, value), value, passed, half_life_nimg=patience_nimg / (1 if noisy else 4))
-            usual[name] = _toward(usual.get(name, value), value, passed, half_life_nimg=patience_nimg * 5)
+            half_life_nimg = patience_nimg / (1 if name in NOISY else 4)
+            if name in GEOMETRIC:
+                smooth[name] = _toward_by_factors(smooth.get(name, value), value, passed, half_life_nimg=half_life_nimg)
+                usual[name] = _toward_by_factors(usual.get(name, value), value, passed, half_life_nimg=patience_nimg * 5, most=10.0)
+            else:
+                smooth[name] = _toward(smooth.get(name, value), value, passed, half_life_nimg=half_life_nimg)
             seen[name] = nimg
     if {"logit_train", "logit_val", "logit_fake"} <= smooth.keys():  # the average of ratios would be ruled by small divisors
         gap = abs(smooth["logit_train"] - smooth["logit_fake"])
@@ -151,18 +170,30 @@ def _with_derived(signals: Mapping[str, float]) -> dict[str, float]:
     return values
 
 
+def _is_watched(name: str) -> bool:
+    return name in WATCHED or f"{name.partition('/')[0]}/*" in WATCHED
+
+
 def _toward(average: float, value: float, passed_nimg: int, *, half_life_nimg: float) -> float:
     return average + (value - average) * (1 - 0.5 ** (passed_nimg / half_life_nimg))
+
+
+def _toward_by_factors(average: float, value: float, passed_nimg: int, *, half_life_nimg: float, most: float = math.inf) -> float:
+    """`_toward` for logarithms. `most`: the value counts as at most so many times the average, or so small a part: what is usual keeps
+    its ground against what is not."""
+    average = max(average, 1e-12)
+    value = min(max(value, 1e-12, average / most), average * most)
+    return math.exp(_toward(math.log(average), math.log(value), passed_nimg, half_life_nimg=half_life_nimg))
 
 
 def _judge(history: History, nimg: int, patience_nimg: int) -> tuple[Alarm, ...]:
     before = {(alarm.rule, alarm.where): alarm for alarm in history.alarms}
     alarms = []
-    for number, rule in enumerate(RULES):
+    for rule in RULES:
         if nimg - history.begun_nimg < rule.grace * patience_nimg:
             continue
         for where in _places(rule, history.smooth):
-            alarm = _next(before.get((number, where)), number, where, history, nimg, patience_nimg)
+            alarm = _next(before.get((rule.key, where)), rule, where, history, nimg, patience_nimg)
             if alarm is not None:
                 alarms.append(alarm)
     return tuple(alarms)
@@ -175,9 +206,8 @@ def _places(rule: Rule, smooth: Mapping[str, float]) -> list[str]:
     return [name.removeprefix(family[:-1]) for name in smooth if name.startswith(family[:-1])]
 
 
-def _next(alarm: Alarm | None, number: int, where: str, history: History, nimg: int, patience_nimg: int) -> Alarm | None:
+def _next(alarm: Alarm | None, rule: Rule, where: str, history: History, nimg: int, patience_nimg: int) -> Alarm | None:
     """What becomes of one rule at one place: none -> suspected -> named -> recovering -> none."""
-    rule = RULES[number]
     facts = [(limit, _value(limit, where, history)) for limit in rule.limits]
     known = [(limit, value) for limit, value in facts if value is not None]
     if len(known) < len(facts):
@@ -185,7 +215,7 @@ def _next(alarm: Alarm | None, number: int, where: str, history: History, nimg: 
     crossed = all(limit.crossed(value) for limit, value in known)
     evidence = tuple((_shown(limit, where), value, limit.threshold) for limit, value in known)
     if alarm is None:
-        return Alarm(number, where, since_nimg=nimg, evidence=evidence) if crossed else None
+        return Alarm(rule.key, where, since_nimg=nimg, evidence=evidence) if crossed else None
     if alarm.named_nimg is None:
         if not crossed:
             return None
