@@ -149,7 +149,7 @@ def observe(history: History, nimg: int, signals: Mapping[str, float], *, patien
     for name, value in _with_derived(signals).items():
         if _is_watched(name) and math.isfinite(value):
             passed = nimg - seen.get(name, nimg)
-            half_life_nimg = patience_nimg / (1 if name in NOISY else 4)
+            half_life_nimg = patience_nimg / (1 if name in NOISY else 2)
             if name in GEOMETRIC:
                 smooth[name] = _toward_by_factors(smooth.get(name, value), value, passed, half_life_nimg=half_life_nimg)
                 usual[name] = _toward_by_factors(usual.get(name, value), value, passed, half_life_nimg=patience_nimg * 5, most=10.0)
