@@ -219,7 +219,7 @@ class Run:
     def rewind(self, nimg: int, *, scores: bool = False) -> None:
         """Drop scalars past `nimg`: a resumed run says again what it had said after its last checkpoint.
 
-        With `scores`, snapshots past it and all that was scored of them go too: a run that was rolled back goes another way from there.
+        With `scores`, snapshots and grids past it and all that was scored go too: a run that was rolled back goes another way from there.
         """
         self._keep_until("scalars", nimg)
         if scores:
@@ -228,6 +228,9 @@ class Run:
                 if at_nimg > nimg:
                     weights.with_suffix(".json").unlink(missing_ok=True)
                     weights.unlink(missing_ok=True)
+            for at_nimg, grid in self.samples():
+                if at_nimg > nimg:
+                    grid.unlink(missing_ok=True)
 
     def _keep_until(self, name: str, nimg: int) -> None:
         path = self.path / f"{name}.jsonl"
@@ -259,24 +262,26 @@ class Run:
         """
         folder = self.path / "control"
         folder.mkdir(exist_ok=True)
-        path = folder / f"{time.time_ns():020d}.json"
+        path = folder / f"{time.time_ns():020d}-{os.getpid()}.json"
         write_json(path, {"changes": changes, "over_nimg": over_nimg})
         return path
 
     def control_requests(self) -> list[tuple[Path, dict[str, Any]]]:
-        """(file, request) of each, oldest first; `at_nimg` is in it once it was met. Unreadable ones are passed over."""
+        """(file, request) of each, oldest first; `at_nimg` is in it once it was met. Damaged ones are passed over."""
         found = []
-        for path in sorted((self.path / "control").glob("[0-9]*.json")):
+        for path in (self.path / "control" / name for name in self.control_names()):
             with contextlib.suppress(UserError):
-                found.append((path, read_json(path) or {}))
+                request = read_json(path)
+                if request and _is_request(request):
+                    found.append((path, request))
         return found
 
-    def control_changed_ns(self) -> int:
-        """A number that changes when a request comes: cheap enough to ask before every step."""
+    def control_names(self) -> list[str]:
+        """The requests' file names, oldest first: cheap enough to ask before every step."""
         try:
-            return (self.path / "control").stat().st_mtime_ns
+            return sorted(name for name in os.listdir(self.path / "control") if name[0].isdigit() and name.endswith(".json"))
         except FileNotFoundError:
-            return 0
+            return []
 
     def note_control(self, path: Path, request: dict[str, Any]) -> None:
         """Write down at which image a request was met."""
@@ -321,6 +326,11 @@ def kimg_name(nimg: int) -> str:
     """'000320kimg' for 320,000 images; '000000p064kimg' where thousands alone would not tell two files apart."""
     whole, rest = divmod(nimg, 1000)
     return f"{whole:06d}kimg" if rest == 0 else f"{whole:06d}p{rest:03d}kimg"
+
+
+def _is_request(request: dict[str, Any]) -> bool:
+    counts = (request.get("over_nimg"), request.get("at_nimg", 0))
+    return isinstance(request.get("changes"), dict) and all(isinstance(count, int) and count >= 0 for count in counts)
 
 
 def _finite(value: Any) -> Any:

@@ -180,7 +180,14 @@ def _surplus(files: list[tuple[int, Path]], keep: int, keep_every_nimg: int | No
 
 
 def sweep(run: Run) -> None:
-    """Delete the half-written files that a killed process left. Only for who holds the run's lock."""
+    """Delete the half-written files that a killed process left. Only for who holds the run's lock.
+
+    A checkpoint that had been set aside for one of the same name, which then did not come, goes back to its place.
+    """
+    for aside in (run.path / "checkpoints").glob(".*.old.tmp"):
+        final = aside.with_name(aside.name.split(".")[1])
+        if not final.exists() and check(aside) is None:
+            os.replace(aside, final)
     for folder in (run.path, *(run.path / name for name in ("checkpoints", "snapshots", "samples"))):
         for path in folder.glob(".*.tmp"):
             if path.is_dir():

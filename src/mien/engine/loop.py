@@ -65,14 +65,14 @@ class Loop:
                 self.grid.draw(state.ema, 0, self.task.device)
             if config.balance.mode == "on" and not self.run.checkpoints():
                 self.save_checkpoint()  # something to go back to, from the first image on
-            while state.nimg < total and not self._asked_to_stop():
+            while True:
                 try:
+                    if state.nimg >= total or self._asked_to_stop():
+                        self._last_things(finished=state.nimg >= total)
+                        return state.nimg >= total
                     self._advance(total)
                 except (NotFinite, Collapsed) as sickness:
                     self._roll_back(sickness)
-            finished = state.nimg >= total
-            self._last_things(finished)
-            return finished
         except BaseException as error:
             self._note_end(error)
             raise
@@ -88,7 +88,7 @@ class Loop:
         before, after = state.nimg, state.nimg + config.train.batch * knobs.d_steps
         tick = due(config.train.tick_kimg, before, after)
         last = after >= total
-        state.meter.add(train_step(state, self.task, knobs, measure=tick or last))
+        state.meter.add(train_step(state, self.task, knobs, measure=tick))  # a last tick off the beat leaves no trace in the meter
         if tick or last:
             self._tick(knobs, forget=tick)
         self._fall_due(before, state.nimg)
@@ -114,7 +114,9 @@ class Loop:
         values["images_per_s"] = (state.nimg - self._tick_started_nimg) / max(now - self._tick_started_s, 1e-9)
         values["memory_mb"] = peak_memory_mb(self.task.device)
         values["progress"] = min(1.0, state.nimg / self.task.config.train.images)
-        passed_nimg, self._tick_started_s, self._tick_started_nimg = state.nimg - self._tick_started_nimg, now, state.nimg
+        passed_nimg, self._tick_started_s, self._tick_started_nimg = state.nimg - state.tick_nimg, now, state.nimg
+        if forget:
+            state.tick_nimg = state.nimg
         wrong = [name for name in MUST_BE_FINITE if not math.isfinite(values.get(name, 0.0))]
         if not wrong and forget:
             values |= self.supervisor.look(knobs)
@@ -142,18 +144,21 @@ class Loop:
         self.scalars.close()
         self.scalars = Scalars(self.run, after_nimg=state.nimg)
         self._checkpoint_nimg = self._snapshot_nimg = -1
+        self._tick_started_s, self._tick_started_nimg = time.monotonic(), state.nimg
+        checkpoint.discard_after(self.run.checkpoints(), state.nimg)  # first: a kill must not leave the sick ones as the newest
         self.save_checkpoint()  # the calmer state takes the place of the one it came from: a kill must not undo this
-        checkpoint.discard_after(self.run.checkpoints(), state.nimg)
         message = f"Rolled back from {failed_nimg:,} to {state.nimg:,} images ({rollbacks} of {balance.max_rollbacks}): {sickness}. " \
                   f"Going on with {quieter}."  # fmt: skip
         self.run.event(state.nimg, "rollback", message, failed_nimg=failed_nimg, reason=str(sickness), rollbacks=rollbacks)
         self.say(message)
 
     def _farewell(self, what: str) -> str:
-        newest, _ = checkpoint.newest_valid(self.run.checkpoints())
-        back = f"the last healthy checkpoint is {newest.name} ({int(newest.name):,} images)" if newest else "there is no checkpoint yet"
-        return f"{what} at {self.state.nimg:,} images; {back}. Go on with --set balance.mode=on, which rolls back by itself, " \
-               "or begin another run (--run) with lower optimizer.lr_d and lr_g, or with optimizer.clip_norm."  # fmt: skip
+        newest = checkpoint.newest_healthy(self.run.checkpoints())
+        back = f"the last healthy checkpoint is {newest.name} ({int(newest.name):,} images)" if newest else "there is no healthy checkpoint"
+        on = self.task.config.balance.mode == "on"
+        more = "Go on with --set balance.mode=on, which rolls back by itself, or begin" if not on and newest else "Begin"
+        return f"{what} at {self.state.nimg:,} images; {back}. {more} another run (--run) with lower optimizer.lr_d and lr_g, " \
+               "or with optimizer.clip_norm."  # fmt: skip
 
     def _note_end(self, error: BaseException) -> None:
         """Write down why the run ended, as far as that can still be done: the disk may be what failed."""

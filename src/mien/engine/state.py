@@ -34,7 +34,8 @@ class TrainState:
     history: History = field(default_factory=History)
     controller: Controller = field(default_factory=Controller)
     meter: SignalMeter = field(default_factory=SignalMeter)
-    """Signals since the last tick; a checkpoint may come between two."""
+    """Signals since the last tick, which was at `tick_nimg`; a checkpoint may come between two."""
+    tick_nimg: int = 0
     seen_faces: torch.Tensor | None = None
     """Thumbnails [N, F] of the fixed faces when the probe last looked, at `probe_nimg`."""
     probe_nimg: int = 0
@@ -60,6 +61,7 @@ class TrainState:
             "history": self.history.plain(),
             "controller": self.controller.plain(),
             "meter": self.meter.counts,
+            "tick_nimg": self.tick_nimg,
             "probe_nimg": self.probe_nimg,
         }
 
@@ -79,7 +81,7 @@ class TrainState:
         self.history = History.from_plain(plain.get("history", {}))
         self.controller = Controller(**plain.get("controller", {}))
         sums = {name.removeprefix("meter."): tensor for name, tensor in tensors.items() if name.startswith("meter.")}
-        self.meter = SignalMeter(sums, dict(plain.get("meter", {})))
+        self.meter, self.tick_nimg = SignalMeter(sums, dict(plain.get("meter", {}))), int(plain.get("tick_nimg", self.nimg))
         self.seen_faces, self.probe_nimg = tensors.get("seen_faces"), int(plain.get("probe_nimg", 0))
 
     @staticmethod

@@ -28,7 +28,7 @@ class Supervisor:
         self.run, self.state, self.task, self.say = run, state, task, say
         self.patience_nimg = round(1000 * task.config.balance.patience_kimg)
         self._requests: list[tuple[Path, dict[str, Any]]] = []
-        self._listed_ns = -1
+        self._listed: list[str] = []
 
     # --- knobs --------------------------------------------------------------------------------------------------------
 
@@ -41,18 +41,24 @@ class Supervisor:
 
     def _waiting(self) -> list[tuple[Path, dict[str, Any]]]:
         """Requests not yet in the state. One that was met before a kill or a rollback is met again where it was: at its `at_nimg`."""
-        changed_ns = self.run.control_changed_ns()
-        if changed_ns != self._listed_ns:
-            self._requests, self._listed_ns = self.run.control_requests(), changed_ns
+        names = self.run.control_names()
+        if names != self._listed:
+            self._requests = self.run.control_requests()
+            for name in sorted(set(names) - {path.name for path, _ in self._requests} - set(self._listed)):
+                self._tell("error", f"Left out a change by hand: control/{name} is damaged.")
+            self._listed = names
         met = self.state.steering.requests
         return [(path, ask) for path, ask in self._requests if path.name not in met and ask.get("at_nimg", 0) <= self.state.nimg]
 
     def _take_up(self, path: Path, request: dict[str, Any]) -> None:
         state, steering = self.state, self.state.steering
         steering.requests.append(path.name)
+        if "at_nimg" not in request:  # before it does anything: a kill must not let it be met again elsewhere
+            request["at_nimg"] = state.nimg
+            self.run.note_control(path, request)
         now = steering.apply(knobs_at(self.task.config, state.nimg), state.nimg)
-        over_nimg = int(request.get("over_nimg", 0))
-        for name, word in request.get("changes", {}).items():
+        over_nimg = request["over_nimg"]
+        for name, word in request["changes"].items():
             try:
                 value = check_change(name, str(word).lower())
                 self._check_use(name)
@@ -67,8 +73,6 @@ class Supervisor:
             glide = f" over {over_nimg:,} images" if steering.by_hand[name].over_nimg else ""
             old = getattr(now, name)
             self._tell("control", f"By hand: {name} from {old} to {value}{glide}.", knob=name, old=old, new=value, over_nimg=over_nimg)
-        if "at_nimg" not in request:
-            self.run.note_control(path, {**request, "at_nimg": state.nimg})
 
     def _check_use(self, name: str) -> None:
         """Raises UserError for a knob that this run's recipe has nothing to turn with."""

@@ -43,7 +43,9 @@ def control(
             say(f"Nothing was changed by hand in {run}. Change something with --set, for example --set lr_g=1e-4.")
         return
     changes = parse_changes(set_)
-    over_nimg = 0 if over.strip() == "0" else parse_count(over)
+    over_nimg = parse_count(over)
+    if over_nimg < 0:
+        raise UserError(f"--over {over}: write a count of images, such as 200k, or 0 for at once.")
     state = there.status.get("state", "never started")
     if state == "finished":
         raise UserError(f"{run} has finished: there is nothing left to change. A longer run (mien train ... --images) can be changed.")
