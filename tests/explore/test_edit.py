@@ -87,6 +87,7 @@ def test_edits_of_different_models_do_not_compose(everything):
 @pytest.mark.parametrize("to, strength, expected", [
     (1.0, 1.0, [1.0, 1.0]), (1.0, 0.25, [0.25, 1.0]), (1.0, 2.0, [2.0, 2.0]), (1.0, -1.0, [-1.0, 0.0]),
     (0.0, 1.0, [0.0, 0.0]), (0.0, 2.0, [-1.0, -1.0]), (0.0, -1.0, [1.0, 2.0]), (0.5, 3.0, [0.5, 0.5]),
+    (2.0, 1.0, [2.0, 2.0]), (2.0, 2.0, [3.0, 3.0]), (2.0, 0.5, [1.0, 1.5]),
 ])  # fmt: skip
 def test_conditions_go_to_their_value_and_beyond_it_on_its_side(to, strength, expected):
     """Of a face that does not smile and one that does."""
@@ -148,7 +149,7 @@ def test_strength_must_be_a_number(tiny_generator, faces, everything):
     ({"format": "mien-edit/9"}, "not mien-edit/1"), ({"name": 3}, '"name"'), ({"steps": {}}, "list of"),
     ({"steps": [{"kind": "magic"}]}, "Step 1 .*condition, direction, channels"), ({"steps": [3]}, "Step 1"),
     ({"steps": [{"kind": "condition", "attribute": "Male"}]}, 'needs "to"'),
-    ({"steps": [{"kind": "condition", "attribute": "Male", "to": 2}]}, "2 is outside 0..1"),
+    ({"steps": [{"kind": "condition", "attribute": "Male", "to": 4}]}, "4 is outside -2..3"),
     ({"steps": [{"kind": "condition", "attribute": "Male", "to": True}]}, "not a number"),
     ({"steps": [{"kind": "condition", "attribute": "Male", "to": 1, "strenght": 1}]}, "no field 'strenght'"),
     ({"steps": [{"kind": "direction", "name": "a", "vector": ["x"]}]}, "not a number"),

@@ -18,6 +18,7 @@ from torch import Tensor
 from mien.errors import UserError, did_you_mean
 from mien.explore.activations import changed, layer_names
 from mien.explore.load import LoadedGenerator
+from mien.explore.sample import HIGHEST, LOWEST
 
 FORMAT = "mien-edit/1"
 ACTIONS = ("silence", "scale", "insert")
@@ -33,7 +34,7 @@ Region = tuple[float, float, float, float]  # x0, y0, x1, y1 as shares of the pi
 
 @dataclass(frozen=True)
 class ConditionStep:
-    """Sets an attribute the generator was trained with to `to`, in 0..1.
+    """Sets an attribute the generator was trained with to `to`, in -2..3.
 
     Strength 0 to 1 goes from the face's own value to `to`. Outside, one of strength is one of the attribute, on `to`'s side of 0.5:
     to = 1 at strength 2 asks for 2, to = 0 at strength 2 for -1, and at strength -1 a face goes as far the other way. So a face that smiles
@@ -48,7 +49,7 @@ class ConditionStep:
     def value(self, own: Tensor, strength: float) -> Tensor:
         """The attribute's values [N] in place of the faces' own [N]."""
         inside = min(max(strength, 0.0), 1.0)
-        return torch.lerp(own, torch.full_like(own, self.to), inside) + (strength - inside) * (2 * self.to - 1)
+        return torch.lerp(own, torch.full_like(own, self.to), inside) + (strength - inside) * min(max(2 * self.to - 1, -1.0), 1.0)
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,14 @@ class Edit:
     model: str | None
     steps: tuple[Step, ...]
 
+    def plain(self) -> dict[str, Any]:
+        """The edit as plain data, format mien-edit/1."""
+        steps = [{"kind": step.kind, **asdict(step)} for step in self.steps]
+        return {"format": FORMAT, "name": self.name, "model": self.model, "steps": steps}
+
     def to_json(self) -> str:
         """The edit as text, format mien-edit/1."""
-        steps = [{"kind": step.kind, **asdict(step)} for step in self.steps]
-        return json.dumps({"format": FORMAT, "name": self.name, "model": self.model, "steps": steps}, ensure_ascii=False, allow_nan=False)
+        return json.dumps(self.plain(), ensure_ascii=False, allow_nan=False)
 
     @staticmethod
     def from_json(text: str) -> Edit:
@@ -158,6 +163,12 @@ def _share(value: Any) -> float:
     return float(value)
 
 
+def _attribute_value(value: Any) -> float:
+    if not LOWEST <= _number(value) <= HIGHEST:
+        raise ValueError(f"{value:g} is outside {LOWEST:g}..{HIGHEST:g}")
+    return float(value)
+
+
 def _action(value: Any) -> str:
     if value not in ACTIONS:
         raise ValueError(f'"action" must be one of {", ".join(ACTIONS)}')
@@ -189,8 +200,8 @@ def _region(value: Any) -> Region | None:
 
 
 CHECKS: dict[str, Callable[[Any], Any]] = {
-    "attribute": _text, "name": _text, "layer": _text, "to": _share, "strength": partial(_number, most=MAX_STRENGTH), "vector": read_vector,
-    "channels": _channels, "action": _action, "value": _number, "region": _region,
+    "attribute": _text, "name": _text, "layer": _text, "to": _attribute_value, "strength": partial(_number, most=MAX_STRENGTH),
+    "vector": read_vector, "channels": _channels, "action": _action, "value": _number, "region": _region,
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor
 
 from mien.explore.edit import ConditionStep, DirectionStep, Edit, Region, apply, generate, region_weights
+from mien.explore.latents import latents
 from mien.explore.load import LoadedGenerator
+from mien.explore.sample import attribute_rows
 from mien.models.pictures import to_uint8
 
 RESAMPLES = 1000
@@ -51,11 +54,12 @@ class Effect:
     moved       mean change of every judged attribute's probability
     target      the attribute that was meant, None when none was
     side        the side of 0.5 it was meant for: 1 or 0
+    was, now    mean probability of the target before and after
     toward      share of faces whose target moved the way it was meant, by whatever little
     before, after   share of faces on the meant side
     turned      of the faces not on the meant side before, the share that is after; None when all were
     to_turn     how many those were
-    leaked      mean |mean change| over all attributes but the target
+    leaked      mean |mean change| over all attributes but the target (and others that were meant too)
     leak_floor  what `leaked` would be, from the noise of so few faces alone, had nothing leaked
     identity    mean cosine of the `face` features of a face before and after: 1 is the same. They are trained on attributes, so a change of
                 any attribute lowers it, and it is no proof of a person
@@ -68,6 +72,8 @@ class Effect:
     moved: dict[str, Measured]
     target: str | None
     side: int
+    was: float | None
+    now: float | None
     toward: Measured | None
     before: float | None
     after: Measured | None
@@ -108,15 +114,18 @@ def look(images: Tensor, judge: Judge) -> Look:
     return Look(pixels, probabilities.astype(np.float64), features.astype(np.float64))
 
 
-def target_of(edit: Edit, names: tuple[str, ...]) -> tuple[str | None, int]:
-    """(the one judged attribute that an edit at strength 1 means to move, the side 1 or 0); (None, 1) when it means none or several."""
+def targets_of(edit: Edit, names: tuple[str, ...]) -> dict[str, int]:
+    """The judged attributes that an edit at positive strength means to move, each with the side of 0.5 it is meant for: 1 or 0.
+
+    Of a condition its attribute, of a direction the attribute whose name it bears.
+    """
     meant = {}
     for step in edit.steps:
         if isinstance(step, ConditionStep) and step.attribute in names and step.to != 0.5:
             meant[step.attribute] = int((step.to > 0.5) == (step.strength >= 0))
         elif isinstance(step, DirectionStep) and step.name in names:
             meant[step.name] = int(step.strength >= 0)
-    return next(iter(meant.items())) if len(meant) == 1 else (None, 1)
+    return meant
 
 
 def measure_edit(
@@ -133,26 +142,28 @@ def measure_edit(
 ) -> Effect:
     """The effect of an edit on the faces of z [N, Z], attributes [N, A], N > 0.
 
-    target: the attribute it means to move; None: what `target_of` finds. region: where it means to change pixels. before: the faces
-    unedited, when they have been looked at already.
+    target: the attribute it means to move; None: the one that `targets_of` finds, if it is one alone. region: where it means to change
+    pixels. before: the faces unedited, when they have been looked at already.
     """
-    meant, side = target_of(edit, judge.attribute_names)
+    meant = targets_of(edit, judge.attribute_names)
+    target = target or (next(iter(meant)) if len(meant) == 1 else None)
+    side = meant.get(target, 1) if target else 1
     before = before or look(generate(generator, z, attributes), judge)
     after = look(apply(generator, z, attributes, edit, strength=strength), judge)
     side = side if strength >= 0 else 1 - side
-    return compare(before, after, judge.attribute_names, strength=strength, target=target or meant, side=side, region=region)
+    return compare(before, after, judge.attribute_names, strength=strength, target=target, side=side, region=region)
 
 
 def compare(before: Look, after: Look, names: tuple[str, ...], *, strength: float = 1.0, target: str | None = None, side: int = 1,
-            region: Region | None = None) -> Effect:
-    """The effect that made `after` of `before`, face by face. names: of the J judged attributes. Fields: see Effect."""
+            meant: Collection[str] = (), region: Region | None = None) -> Effect:
+    """The effect that made `after` of `before`, face by face. names: of the J judged attributes; meant: those that are no leak."""
     count = len(before.images)
     weights = _bootstrap_weights(count)
     change = after.probabilities - before.probabilities  # [N, J]
     means = weights @ change  # [B, J]
     errors = means.std(axis=0)
-    others = [i for i, name in enumerate(names) if name != target]
-    leaked = _interval(float(np.abs(change.mean(axis=0))[others].mean()), np.abs(means[:, others]).mean(axis=1), count)
+    others = [i for i, name in enumerate(names) if name != target and name not in meant]
+    leaked = _interval(float(np.abs(change.mean(axis=0))[others].mean()), np.abs(means[:, others]).mean(axis=1), count) if others else None
     pixel_change = (after.images.float() - before.images.float()).abs().mean(dim=1) / 255  # [N, R, R]
     inside = outside = None
     if region is not None:
@@ -161,13 +172,13 @@ def compare(before: Look, after: Look, names: tuple[str, ...], *, strength: floa
         outside = _mean(((pixel_change * (1 - share)).sum((1, 2)) / (1 - share).sum().clamp(min=1e-9)).numpy(), weights)
     on_target = _on_target(before, after, names.index(target), side, weights) if target is not None else {}
     return Effect(
-        strength=strength, count=count, target=target, side=side, leaked=leaked,
+        strength=strength, count=count, target=target, side=side, leaked=leaked or Measured(0.0),
         moved={name: _interval(float(change[:, i].mean()), means[:, i], count) for i, name in enumerate(names)},
-        leak_floor=float(errors[others].mean() * (2 / np.pi) ** 0.5) if count > 1 else 0.0,
+        leak_floor=float(errors[others].mean() * (2 / np.pi) ** 0.5) if count > 1 and others else 0.0,
         identity=_mean(cosine(before.features, after.features), weights),
         strangers=float(cosine(before.features, np.roll(before.features, 1, axis=0)).mean()) if count > 1 else None,
         pixels=_mean(pixel_change.mean((1, 2)).numpy(), weights), pixels_inside=inside, pixels_outside=outside,
-        **{"toward": None, "before": None, "after": None, "turned": None, "to_turn": 0, **on_target},
+        **{"was": None, "now": None, "toward": None, "before": None, "after": None, "turned": None, "to_turn": 0, **on_target},
     )  # fmt: skip
 
 
@@ -179,8 +190,9 @@ def _on_target(before: Look, after: Look, column: int, side: int, weights: np.nd
     if to_turn:
         share = (weights @ (is_there & ~was_there)) / np.maximum(weights @ ~was_there, 1e-12)
         turned = _interval(float(is_there[~was_there].mean()), share, to_turn)
-    return {"toward": _mean((now > was if side else now < was).astype(float), weights), "before": float(was_there.mean()),
-            "after": _mean(is_there.astype(float), weights), "turned": turned, "to_turn": to_turn}
+    toward = (now > was if side else now < was).astype(float)
+    return {"was": float(was.mean()), "now": float(now.mean()), "toward": _mean(toward, weights), "before": float(was_there.mean()),
+            "after": _mean(is_there.astype(float), weights), "turned": turned, "to_turn": to_turn}  # fmt: skip
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -204,12 +216,14 @@ def _interval(value: float, resampled: np.ndarray, count: int) -> Measured:
     return Measured(value, value - half, value + half)
 
 
-def population(generator: LoadedGenerator, count: int, *, seed: int) -> tuple[Tensor, Tensor]:
-    """(z [N, Z], attributes [N, A]): faces seed, seed + 1, ..., with conditions as often as in the training data."""
-    from mien.explore.latents import latents
-    from mien.explore.sample import attribute_rows
+def population(generator: LoadedGenerator, count: int, *, seed: int, where: Mapping[str, float] | None = None) -> tuple[Tensor, Tensor]:
+    """(z [N, Z], attributes [N, A]): faces seed, seed + 1, ..., with conditions as often as in the training data where `where` holds."""
+    return latents(range(seed, seed + count), generator.z_dim), attribute_rows(generator, where or {}, count, seed)
 
-    return latents(range(seed, seed + count), generator.z_dim), attribute_rows(generator, {}, count, seed)
+
+def not_there_yet(edit: Edit) -> dict[str, float]:
+    """The conditions of faces for which the edit's condition steps have something to do: {'Smiling': 0} when it sets Smiling to 1."""
+    return {step.attribute: 1 - step.to for step in edit.steps if isinstance(step, ConditionStep) and step.to in (0, 1)}
 
 
 def look_at(generator: LoadedGenerator, judge: Judge, z: Tensor, attributes: Tensor, *, chunk: int = 512) -> Look:

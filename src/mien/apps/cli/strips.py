@@ -1,0 +1,61 @@
+"""Sheets of faces with a caption over each column and beside each row, and small files written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FACE_PX = 128  # smaller faces are enlarged to about this, so that captions fit and differences are seen
+
+
+def captioned_sheet(images: Tensor, *, rows: Sequence[str], columns: Sequence[str]) -> Any:
+    """uint8 [rows x columns, 3, R, R], row by row -> a PIL picture; captions may have several lines."""
+    import torch
+    from PIL import Image, ImageDraw, ImageFont
+
+    from mien.explore.sample import labelled_grid
+
+    side = images.shape[-1] * max(1, FACE_PX // images.shape[-1])
+    if side != images.shape[-1]:
+        larger = torch.nn.functional.interpolate(images.float(), size=side, mode="bicubic", align_corners=False)
+        images = larger.round().clamp(0, 255).to(torch.uint8)
+    faces = labelled_grid(images, rows)
+    step = side + 2
+    margin = faces.width - (step * len(columns) + 2)
+    font_px = max(8.0, min(14.0, side / 8))
+    font = ImageFont.load_default(size=font_px)
+    top = 8 + max(len(column.splitlines()) for column in columns) * round(font_px * 1.3)
+    sheet = Image.new("RGB", (faces.width, faces.height + top), "white")
+    sheet.paste(faces, (0, top))
+    pen = ImageDraw.Draw(sheet)
+    for i, column in enumerate(columns):
+        middle = margin + 1 + step * (i + 0.5)
+        pen.multiline_text((middle, top - 4), column, fill="black", font=font, anchor="md", align="center", spacing=2)
+    return sheet
+
+
+def save_picture(picture: Any, path: Path) -> None:
+    """A PIL picture as .png; the folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.png")
+    try:
+        picture.save(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_text(text: str, path: Path) -> None:
+    """A text file; the folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
