@@ -1,10 +1,8 @@
-"""`mien sample`: faces from a generator, as one picture or as a folder with their attributes."""
+"""`mien sample`: faces from a generator, as one picture, a folder with their attributes, or a store to train on."""
 
 from __future__ import annotations
 
-import csv
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,43 +12,49 @@ from mien.apps.cli.console import note, progress, say
 from mien.errors import UserError
 
 if TYPE_CHECKING:
+    from mien.apps.dataset import Order, Selection
     from mien.explore.load import LoadedGenerator
 
-CHUNK = 1024  # faces drawn before they are written, so that memory does not grow with --count
 MAX_PICTURE_PX = 100_000_000  # of one picture: 24,414 faces of 64 px
-TABLE = "attributes.csv"
+MAX_CANDIDATES = 64
+REALS = 2000  # validation images that realism is measured against
 
 
 def sample(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, a snapshot file, a bundled name or hf:user/repo.")],
     out: Annotated[Path, typer.Option(metavar="PATH", help="PATH.png for one picture; otherwise a folder of PNGs with attributes.csv.")],
     count: Annotated[str, typer.Option(metavar="N", help="How many faces: 64, 10k.")] = "64",
-    where: Annotated[str | None, typer.Option(metavar="A=1,B=0", help="Hold attributes at 0, 1 or between; others as in the data.")] = None,
+    where: Annotated[str | None, typer.Option(metavar="A=1,B=0", help="Hold attributes at 0, 1, between or beyond (-2 to 3).")] = None,
+    balance: Annotated[str, typer.Option(metavar="NAME", help="The other attributes: none (drawn as often as in the data), data (exactly "
+                                         "as often), uniform (each combination equally often).")] = "none",
     seed: Annotated[int, typer.Option(min=0, help="Number of the first face; the others follow.")] = 0,
     truncation: Annotated[float, typer.Option(help="Scale of the latents: 0.7 gives more typical, less varied faces.")] = 1.0,
+    best_of: Annotated[int, typer.Option(metavar="K", min=1, max=MAX_CANDIDATES, help="Keep the best of K candidates for each face. "
+                                         "This changes the distribution.")] = 1,
+    by: Annotated[str, typer.Option(metavar="NAME", help="Best by judge (shows what was asked) or realism (like real faces).")] = "judge",
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help="The store whose validation faces are --by realism's reals.")] = None,
+    form: Annotated[str, typer.Option("--format", metavar="NAME", help="A folder as png, or as a store to train on.")] = "png",
     grid: Annotated[bool, typer.Option("--grid", help="A row per attribute combination, the same latents in each.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a folder of samples that is there already.")] = False,
     device: Annotated[str | None, typer.Option(metavar="NAME", help="cpu, cuda or mps; by default a GPU when there is one.")] = None,
 ) -> None:
-    """Draw faces from a generator, as one picture or as a folder of PNGs.
+    """Draw faces from a generator, as one picture, a folder of PNGs or a labelled store.
 
     mien sample runs/demo --out faces.png --where Male=1,Smiling=0
 
-    Face number 1234 of a model is always the same face, whatever is drawn beside it.
+    mien sample runs/demo --out extra --count 50k --balance uniform --format store
+
+    Face number 1234 of a model is always the same face, whatever is drawn beside it. A folder or store
+    that was interrupted goes on when the same command is given again.
     """
     from mien.config import parse_count
 
     number = parse_count(count)
     if number < 1:
         raise UserError(f"--count {count}: ask for at least one face.")
-    picture = is_picture(out)
-    if grid and not picture:
-        raise UserError(f"--grid draws one picture: give --out a name that ends in .png, not {out}.")
-    if not picture:
-        check_replaceable(out, force)
-    elif out.is_dir():
-        raise UserError(f"{out} is a folder: name a picture, for example {out / 'faces.png'}.")
+    picture = check_place(out, form=form, grid=grid, force=force, best_of=best_of)
 
+    from mien.apps.dataset import Order
     from mien.engine.build import choose_device
     from mien.explore.load import load_generator
     from mien.explore.sample import parse_where
@@ -58,14 +62,79 @@ def sample(
     generator = load_generator(model, device=choose_device(device))
     held = parse_where(where, generator.attribute_names)
     if picture:
-        check_picture(number, generator.size)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if not picture:
-        write_folder(generator, out, count=number, where=held, seed=seed, truncation=truncation)
+        check_picture(number * best_of, generator.size)
+    selection = choose_score(generator, best_of, by, data) if best_of > 1 else None
+    order = Order(number, seed, held, balance=balance, truncation=truncation, form=form, selection=selection)
+    if picture:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _save((_combination_grid if grid else _plain_grid)(generator, order), out)
     else:
-        draw = _combination_grid if grid else _plain_grid
-        _save(draw(generator, count=number, where=held, seed=seed, truncation=truncation), out)
+        _write(generator, out, order, model=model, force=force)
     say(f"{out}: drawn from {generator.path}, first face number {seed}.")
+    if selection:
+        from mien.explore.select import WARNING
+
+        say(WARNING.format(of=best_of, by=by))
+
+
+def check_place(out: Path, *, form: str, grid: bool, force: bool, best_of: int) -> bool:
+    """Whether `out` is one picture. UserError for what does not go together, and for a folder that may not be written."""
+    from mien.apps.dataset import check_replaceable
+
+    picture = is_picture(out)
+    if picture and form == "store":
+        raise UserError(f"--format store writes a folder: give --out a name without .png, not {out}.")
+    if grid and not picture:
+        raise UserError(f"--grid draws one picture: give --out a name that ends in .png, not {out}.")
+    if grid and best_of > 1:
+        raise UserError("--grid has the same latents in each row, --best-of would choose others: give one of them.")
+    if picture and out.is_dir():
+        raise UserError(f"{out} is a folder: name a picture, for example {out / 'faces.png'}.")
+    if not picture and form == "png":
+        check_replaceable(out, force)
+    return picture
+
+
+def choose_score(generator: LoadedGenerator, of: int, by: str, data: Path | None) -> Selection:
+    """The judge's or realism's choice among `of` candidates. UserError for another name, or reals that are missing."""
+    from mien.apps.dataset import Selection
+    from mien.explore.select import by_condition, by_realism
+    from mien.metrics.judge import load_judge
+
+    if by not in ("judge", "realism"):
+        raise UserError(f"--by {by}: there are judge and realism.")
+    judge = load_judge(device=generator.device)
+    known = {"judge_sha256": judge.weights_sha256}
+    if by == "judge":
+        score = by_condition(judge.probabilities, judged=judge.attribute_names, asked=generator.attribute_names)
+        return Selection(of, by, score, known)
+    if data is None:
+        raise UserError("--by realism compares with real faces: name their store with --data DIR.")
+
+    import numpy as np
+
+    from mien.data.store import open_store
+    from mien.metrics.face_sets import real_faces, reference_indices
+
+    store = open_store(data)
+    faces = real_faces(store, reference_indices(store, "val", REALS, seed=0), [])
+    note(f"Looking at {len(faces):,} validation faces of {data} ...")
+    real = np.concatenate([judge.features(part) for part in faces.read()])
+    return Selection(of, by, by_realism(judge.features, real=real), {**known, "reals": store.digest, "reals_count": len(faces)})
+
+
+def _write(generator: LoadedGenerator, out: Path, order: Order, *, model: str, force: bool) -> None:
+    """A folder or a store, with a word on how to go on when it is stopped."""
+    from mien.apps.cli.data import stoppable
+    from mien.apps.dataset import unfinished_folder, write_dataset
+
+    begun = unfinished_folder(out).exists()
+    try:
+        with stoppable(), progress("Drawing", order.count, unit="faces") as advance:
+            write_dataset(generator, out, order, model=model, force=force, advance=advance)
+    finally:
+        if unfinished_folder(out).exists() and not begun:
+            note("What is drawn is kept: the same command goes on from there.")
 
 
 def is_picture(out: Path) -> bool:
@@ -83,70 +152,25 @@ def check_picture(count: int, size: int) -> None:
         raise UserError(f"--count {count:,}: one picture holds at most {most:,} faces of {size} px. Name a folder for them: --out faces.")
 
 
-def check_replaceable(folder: Path, force: bool) -> None:
-    """Raises UserError when `folder` is there, unless --force was given and it holds nothing but samples."""
-    if not folder.exists():
-        return
-    if not force:
-        raise UserError(f"{folder} is there already: give another --out, or --force to replace it.")
-    if not folder.is_dir() or any(each.suffix != ".png" and each.name != TABLE for each in folder.iterdir()):
-        raise UserError(f"{folder} holds more than samples: --force will not delete it. Give another --out.")
-
-
-def _faces(generator: LoadedGenerator, first: int, count: int, where: dict[str, float], truncation: float) -> tuple[Any, Any]:
-    """(images uint8 [N, 3, R, R], attributes [N, A]) of faces first, first + 1, ..."""
-    from mien.explore.latents import latents, truncate
-    from mien.explore.sample import attribute_rows, render
-
-    rows = attribute_rows(generator, where, count, first)
-    return render(generator, truncate(latents(range(first, first + count), generator.z_dim), truncation), rows), rows
-
-
-def write_folder(generator: LoadedGenerator, folder: Path, *, count: int, where: dict[str, float], seed: int, truncation: float) -> None:
-    """`folder` with NNNNNN.png (named by the face's number) and attributes.csv, there whole or not at all."""
-    from PIL import Image
-
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    digits = max(6, len(str(seed + count - 1)))
-    try:
-        with open(temporary / TABLE, "w", newline="", encoding="utf-8") as file, progress("Drawing", count, unit="faces") as advance:
-            table = csv.writer(file)
-            table.writerow(["name", "seed", *generator.attribute_names])
-            for first in range(seed, seed + count, CHUNK):
-                images, rows = _faces(generator, first, min(CHUNK, seed + count - first), where, truncation)
-                for number, (image, row) in enumerate(zip(images.permute(0, 2, 3, 1).numpy(), rows.tolist()), start=first):
-                    name = f"{number:0{digits}d}.png"
-                    Image.fromarray(image).save(temporary / name)
-                    table.writerow([name, number, *(f"{value:g}" for value in row)])
-                advance(len(images))
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _plain_grid(generator: LoadedGenerator, *, count: int, where: dict[str, float], seed: int, truncation: float) -> Any:
-    """A picture as near to square as `count` allows."""
+def _plain_grid(generator: LoadedGenerator, order: Order) -> Any:
+    """A picture as near to square as the count allows."""
     from mien.models.pictures import grid
 
-    images, _ = _faces(generator, seed, count, where, truncation)
-    return grid(images, columns=round(count**0.5 + 0.4999))
+    faces = order.draw(generator, range(order.count))
+    return grid(faces.images, columns=round(order.count**0.5 + 0.4999))
 
 
-def _combination_grid(generator: LoadedGenerator, *, count: int, where: dict[str, float], seed: int, truncation: float) -> Any:
+def _combination_grid(generator: LoadedGenerator, order: Order) -> Any:
     """A row of the same latents for each attribute combination; --count is divided among the rows. A plain grid when there is only one."""
     from mien.explore.latents import latents, truncate
     from mien.explore.sample import captions, combinations, labelled_grid, render
 
-    rows = combinations(generator, where)
+    rows = combinations(generator, order.where)
     if len(rows) == 1:
         note("There is only one combination to show: the grid has no rows by attribute.")
-        return _plain_grid(generator, count=count, where=where, seed=seed, truncation=truncation)
-    columns = max(1, count // len(rows))
-    z = truncate(latents(range(seed, seed + columns), generator.z_dim), truncation)
+        return _plain_grid(generator, order)
+    columns = max(1, order.count // len(rows))
+    z = truncate(latents(range(order.seed, order.seed + columns), generator.z_dim), order.truncation)
     images = render(generator, z.repeat(len(rows), 1), rows.repeat_interleave(columns, dim=0))
     return labelled_grid(images, captions(rows, generator.attribute_names))
 
