@@ -43,7 +43,7 @@ class Places:
 
     def new_run(self, name: object) -> Path:
         """Where a run of this name goes. Raises UserError for a name that could be a path, or that is taken."""
-        text = str(name).strip()
+        text = name.strip() if isinstance(name, str) else ""
         if not RUN_NAME.fullmatch(text):
             raise UserError("A run's name is up to 64 letters, digits, dots, dashes and underscores, and begins with a letter or digit.")
         path = self.runs_folder / text

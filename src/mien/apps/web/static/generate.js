@@ -95,8 +95,9 @@ export function generate(root, shared) {
   }
 
   function greet(start) {
-    if (start.given || shared.about) return;
+    if (start.given || shared.about) return;  // there is something to look at
     welcome.hidden = false;
+    controls.hidden = true;
     const cards = start.models.map(model => el('button.card', {type: 'button', onclick: () => shared.choose(model.model)}, el('strong', {}, model.title),
       el('span.soft', {}, model.kind === 'bundled' ? 'came with mien' : model.model)));
     welcome.replaceChildren(
@@ -108,6 +109,7 @@ export function generate(root, shared) {
 
   return {
     start: greet,
+    async shown() { if (!shared.about && shared.start) greet(await shared.refreshModels()); },
     failed: fail,
     favourites,
     model(about) {
@@ -115,6 +117,7 @@ export function generate(root, shared) {
       attributes.hidden = !about.attributes.length;
       attributes.replaceChildren(el('legend', {}, 'Attributes'), ...Object.values(rows).map(row => row.row));
       error('');
+      controls.hidden = false;
       favourites();
       draw();
     },

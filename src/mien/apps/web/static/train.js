@@ -32,7 +32,7 @@ export function train(root, shared) {
   const shot = el('img.sheet', {alt: ''}), time = el('input', {type: 'range', min: 0, step: 1}), when = el('output');
   const samples = el('div.samples', {}, el('h3', {}, 'Samples'), el('div.slider', {}, field('Drawn after', time), when), shot);
   const curves = el('div.report'), events = el('tbody'), knobs = el('div.knobs'), over = el('input', {type: 'number', min: 0, step: 1000, value: 0});
-  const turn = button('Turn', control);
+  const turn = button('Turn the knobs', control);
   const desk = el('details', {}, el('summary', {}, 'Knobs'), knobs, field('Change over', over, 'Images to change over; 0: at once.'), turn);
   const again = keepsake();
   const log = el('div', {}, el('h3', {}, 'Events'), el('div.scroll', {tabIndex: 0, role: 'region', 'aria-label': 'Events'}, el('table', {}, el('thead', {}, el('tr', {}, ['Images', 'What', 'Said'].map(text => el('th', {scope: 'col'}, text)))), events)));
@@ -59,6 +59,8 @@ export function train(root, shared) {
     const share = run.total_nimg ? run.nimg / run.total_nimg : 0;
     if (run.state === 'starting') bar.removeAttribute('value'); else bar.value = share;
     rate.textContent = [`${grouped(run.nimg)} of ${grouped(run.total_nimg)} images`, run.state === 'running' && run.images_per_s && `${Math.round(run.images_per_s)} a second`, run.left && `${run.left} left`].filter(Boolean).join(' · ');
+    if (told.dataset.state !== run.state) told.textContent = '';
+    told.dataset.state = run.state;
     stop.hidden = run.state !== 'running';
     resume.hidden = !run.resumable;
     again.command = run.command ?? '';
@@ -133,6 +135,7 @@ export function train(root, shared) {
   }
 
   function watch(run) {
+    delete told.dataset.state;
     chosen = run;
     version = null;
     follow = true;

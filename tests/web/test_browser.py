@@ -1,0 +1,206 @@
+"""The page in headless Chromium: each tab does its job, by mouse and by keyboard, and every control has a name."""
+
+import re
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mien.apps.web import training
+
+TABS = ("generate", "morph", "edit", "ablate", "train", "compare")
+FACE = "#generate .faces img"
+
+
+def first_face(page):
+    """The data of the first face once there is one."""
+    page.wait_for_selector(f"{FACE}[src^=data]")
+    return page.get_attribute(f"{FACE} >> nth=0", "src")
+
+
+def moved(page, selector, value):
+    """Set a slider as a drag would."""
+    page.eval_on_selector(selector, "(node, value) => { node.value = value; node.dispatchEvent(new Event('input', {bubbles: true})); }", value)
+
+
+def changes(page, before):
+    page.wait_for_function("([selector, before]) => document.querySelector(selector)?.getAttribute('src') !== before", arg=[FACE, before])
+    return first_face(page)
+
+
+def slider(page, name):
+    return "#" + page.get_by_role("slider", name=name, exact=True).get_attribute("id")
+
+
+def test_faces_appear_and_follow_the_controls(app, visit):
+    page = visit(app)
+    before = first_face(page)
+    assert page.locator(FACE).count() == 16
+    sides = page.eval_on_selector_all(FACE, "all => all.map(one => [one.naturalWidth, one.clientWidth])")
+    assert all(natural == 32 and shown > 100 for natural, shown in sides)  # small pictures, shown large
+    moved(page, slider(page, "Male"), 1)
+    after = changes(page, before)
+    assert "--where Male=1" in page.text_content("#generate .keepsake code")
+    page.get_by_text("64", exact=True).click()
+    page.wait_for_function(f"document.querySelectorAll('{FACE}[src^=data]').length === 64")
+    page.get_by_role("button", name="Next").or_(page.get_by_role("button", name="Faces after these")).first.click()
+    assert changes(page, after) and page.input_value("#generate input[type=number]") == "64"
+
+
+def test_the_download_is_what_is_shown(app, visit, tmp_path):
+    page = visit(app)
+    first_face(page)
+    with page.expect_download() as coming:
+        page.get_by_role("button", name="Download PNG").first.click()
+    coming.value.save_as(tmp_path / "sheet.png")
+    assert np.asarray(Image.open(tmp_path / "sheet.png")).shape == (4 * 34 + 2, 4 * 34 + 2, 3)
+
+
+def test_ten_clicks_at_once_leave_the_last(app, visit):
+    page = visit(app)
+    before = first_face(page)
+    page.eval_on_selector("#generate button:has-text('Next')", "button => { for (let i = 0; i < 10; i++) button.click(); }")
+    page.wait_for_function("document.querySelector('#generate .keepsake code').textContent.includes('--seed 160')")
+    assert changes(page, before) and page.get_attribute(f"{FACE} >> nth=0", "alt").startswith("Face 160")
+    assert not page.is_visible("#generate .error")
+
+
+def test_a_wrong_number_is_told_and_mended(app, visit):
+    page = visit(app)
+    first_face(page)
+    page.fill("#generate input[type=number]", "-5")
+    page.wait_for_selector("#generate .error:visible")
+    assert "whole number" in page.text_content("#generate .error")
+    page.fill("#generate input[type=number]", "5")
+    page.wait_for_selector("#generate .error", state="hidden")
+    assert page.get_attribute(f"{FACE} >> nth=0", "alt").startswith("Face 5")
+
+
+def test_kept_faces_stay(app, visit):
+    page = visit(app)
+    first_face(page)
+    page.locator("#generate .faces button").nth(6).click()
+    page.get_by_role("button", name="Keep").click()
+    page.wait_for_selector("#generate .shelf img")
+    page.reload()
+    page.wait_for_selector("#generate .shelf img")
+    page.locator("#generate .shelf button").click()
+    page.wait_for_function(f"document.querySelectorAll('{FACE}').length === 1")
+    assert page.get_attribute(FACE, "alt").startswith("Face 6,")
+
+
+def test_without_a_model_the_page_says_what_there_is(serve, runs_folder, tmp_path, visit):
+    page = visit(serve(None, runs=runs_folder))
+    page.wait_for_selector("text=Choose a model")
+    page.locator(".card", has_text="one").click()
+    first_face(page)
+    empty = visit(serve(None, runs=tmp_path / "none"))
+    empty.get_by_role("button", name="Train a new one").click()
+    empty.wait_for_selector("#train:visible")
+
+
+def test_tabs_by_keyboard(app, visit):
+    page = visit(app)
+    first_face(page)
+    page.focus("#tab-generate")
+    for name in (*TABS[1:], TABS[0]):
+        page.keyboard.press("ArrowRight")
+        page.wait_for_selector(f"#{name}:visible")
+        assert page.evaluate("document.activeElement.id") == f"tab-{name}"
+    page.keyboard.press("End")
+    page.wait_for_selector("#compare:visible")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.closest('#compare, main') !== null")
+
+
+@pytest.mark.parametrize("tab", TABS)
+def test_every_control_has_a_name_and_every_picture_words(app, visit, tab):
+    page = visit(app, tab)
+    first_face(page)
+    page.wait_for_timeout(500)
+    session = page.context.new_cdp_session(page)
+    nodes = session.send("Accessibility.getFullAXTree")["nodes"]
+    kinds = {"button", "checkbox", "combobox", "link", "radio", "slider", "spinbutton", "textbox", "tab", "img", "image", "progressbar"}
+    seen = [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes if not node.get("ignored") and "role" in node]
+    controls = [(role, name) for role, name in seen if role in kinds]
+    assert len(controls) > 6 + 2
+    assert not [role for role, name in controls if not name.strip()]
+    assert page.evaluate("[...document.images].every(image => image.hasAttribute('alt'))")
+    ids = page.evaluate("[...document.querySelectorAll('[id]')].map(node => node.id)")
+    assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize("tab", TABS)
+def test_nothing_overflows_a_phone(app, visit, tab):
+    page = visit(app, tab)
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.wait_for_timeout(600)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_focus_can_be_seen(app, visit):
+    page = visit(app)
+    first_face(page)
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        outline = page.evaluate("""() => {
+            const node = document.activeElement, shown = node.type === 'radio' ? node.nextElementSibling : node;
+            return [node.tagName, getComputedStyle(shown).outlineStyle, parseFloat(getComputedStyle(shown).outlineWidth)];
+        }""")
+        assert outline[0] == "BODY" or outline[1] == "solid" and outline[2] >= 2, outline
+
+
+def test_runs_are_compared(app, visit):
+    page = visit(app, "compare")
+    page.get_by_label("one", exact=True).check()
+    page.get_by_label("two", exact=True).check()
+    page.wait_for_function("document.querySelector('#compare .report').shadowRoot?.querySelectorAll('svg').length > 5")
+    assert "mien compare" in page.text_content("#compare .keepsake code")
+    with page.expect_download() as coming:
+        page.get_by_role("button", name="Download Markdown").click()
+    assert "fd-face" in coming.value.path().read_text()
+
+
+def test_a_run_is_watched(app, visit):
+    page = visit(app, "train")
+    page.locator("#train .run", has_text="one").click()
+    page.wait_for_selector("#train h2:has-text('one') >> visible=true")
+    page.wait_for_function("document.querySelector('#train .watch > .report').shadowRoot?.querySelectorAll('svg').length > 8")
+    page.wait_for_function("document.querySelector('#train .sheet').naturalWidth > 0")
+    assert page.locator("#train tr.warn").count() >= 1 and page.get_by_text("Finished after 40,000").count()
+    latest = page.get_attribute("#train .sheet", "src")
+    moved(page, "#train .samples input[type=range]", 0)
+    assert page.get_attribute("#train .sheet", "src") != latest
+    page.wait_for_function("document.querySelector('#train .sheet').complete && document.querySelector('#train .sheet').naturalWidth > 0")
+
+
+def test_a_run_is_started_and_the_page_keeps_up(serve, visit, tmp_path, monkeypatch):
+    from reports.fake_run import make_run
+
+    (tmp_path / "faces").mkdir()
+    (tmp_path / "faces" / "manifest.json").write_text('{"format": "mien-faces/1"}')
+    monkeypatch.chdir(tmp_path)
+    begin = threading.Event()
+
+    class Process:
+        returncode = None
+
+        def poll(self):
+            if begin.is_set() and not (tmp_path / "runs" / "mine").exists():
+                make_run(tmp_path / "runs" / "mine", total=4_000, samples=2)
+
+    words = []
+    monkeypatch.setattr(training, "_process", lambda given, log: (words.extend(given), Process())[1])
+    page = visit(serve(None, runs=tmp_path / "runs"), "train")
+    page.get_by_label("Name").fill("../mine")
+    page.get_by_role("button", name="Start training").click()
+    page.wait_for_selector("text=letters, digits")
+    page.get_by_label("Name").fill("mine")
+    page.get_by_label("Images to show").fill("4k")
+    page.get_by_role("button", name="Start training").click()
+    page.wait_for_selector("text=Starting: it reads the data")
+    assert words == ["train", "faces", "--preset", "demo", "--run", str(tmp_path / "runs" / "mine"), "--images", "4000", "--seed", "0"]
+    begin.set()
+    page.wait_for_selector("text=Finished after 4,000")  # without a touch
+    assert re.search("mine.*finished", page.text_content("#train .run"))
