@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mien.apps.cli.console import note, print_json, say
+from mien.apps.cli.console import note, print_json, progress, say
 from mien.errors import UserError
 
 if TYPE_CHECKING:
     from mien.explore.edit import Edit
     from mien.explore.edit_effects import Effect, Judge
     from mien.explore.load import LoadedGenerator
+    from mien.metrics.judge import Judge as FaceJudge
 
 MAX_FILE_BYTES = 64 * 2**20  # of an edit or directions: thousands of steps
 FIRST_MEASURED = 1_000_000  # number of the first face an edit is measured on
@@ -24,7 +25,8 @@ def edit(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, a snapshot file, a bundled name or hf:user/repo.")],
     out: Annotated[Path, typer.Option(metavar="PATH.png", help="The picture: before, after, or a column per strength.")],
     seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Edit face number N.")] = None,
-    image: Annotated[Path | None, typer.Option(metavar="PHOTO", help="Edit a photo, found again in the model first.")] = None,
+    image: Annotated[Path | None, typer.Option(metavar="PHOTO", help="Edit a photo, or a .json of 'mien invert'.")] = None,
+    crop: Annotated[str, typer.Option(metavar="NAME", help="Of the photo: auto (the face is looked for), square, whole.")] = "auto",
     where: Annotated[str | None, typer.Option(metavar="A=1,B=0", help="Conditions of face N before; else as in the data.")] = None,
     to: Annotated[str | None, typer.Option(metavar="A=1,B=0", help="Set attributes the model was trained with.")] = None,
     directions: Annotated[Path | None, typer.Option(metavar="FILE", help="Directions, as 'mien directions' writes them.")] = None,
@@ -49,8 +51,10 @@ def edit(
 
     from mien.apps.cli.strips import save_text
     from mien.engine.build import choose_device
+    from mien.explore.activations import changed
     from mien.explore.edit import check_fits, check_strength
     from mien.explore.edit_effects import not_there_yet, population
+    from mien.explore.invert import offset_changes
     from mien.explore.load import load_generator
     from mien.metrics.judge import load_judge
 
@@ -59,12 +63,13 @@ def edit(
     for each in [strength, *columns]:
         check_strength(each)
     check_fits(generator, made)
-    source = _photo(generator, image) if image is not None else _face(generator, seed or 0, where)
-    _draw(generator, made, source, columns, strength, out)
+    judge, held = load_judge(device=generator.device), not_there_yet(made)
+    source = _face(generator, seed or 0, where) if image is None else _photo(generator, judge, image, crop)
+    with changed(generator.net, offset_changes(source["offsets"] or {})):
+        _draw(generator, made, source, columns, strength, out)
+        this = _effects(generator, judge, made, source["inputs"], strength)
     if save is not None:
         save_text(made.to_json(), save)
-    judge, held = load_judge(device=generator.device), not_there_yet(made)
-    this = _effects(generator, judge, made, source["inputs"], strength)
     many = _effects(generator, judge, made, population(generator, measure, seed=FIRST_MEASURED, where=held), strength) if measure else []
     if as_json:
         effects = {"this_face": [each.plain() for each in this], "many_faces_had": held, "many_faces": [each.plain() for each in many]}
@@ -155,11 +160,35 @@ def _face(generator: LoadedGenerator, seed: int, where: str | None) -> dict[str,
     from mien.explore.sample import attribute_rows, parse_where
 
     rows = attribute_rows(generator, parse_where(where, generator.attribute_names), 1, seed)
-    return {"name": f"face {seed}", "inputs": (latents([seed], generator.z_dim), rows)}
+    return {"name": f"face {seed}", "inputs": (latents([seed], generator.z_dim), rows), "offsets": None}
 
 
-def _photo(generator: LoadedGenerator, path: Path) -> dict[str, Any]:
-    raise UserError("Editing a photo is not built yet: give --seed N.")
+def _photo(generator: LoadedGenerator, judge: FaceJudge, path: Path, crop: str) -> dict[str, Any]:
+    """The latent that draws a photo best, with the photo as it was cropped; or the latent of a file that 'mien invert' wrote."""
+    from mien.explore.invert import Settings, invert, read_inversion
+
+    name = path.name if len(path.name) <= 18 else f"{path.name[:14]}..."
+    if path.suffix.lower() == ".json":
+        latent = _of_file(path, lambda text: read_inversion(text, generator))
+        return {"name": name, "inputs": (latent.z, latent.attributes), "offsets": latent.offsets}
+    import torch
+
+    from mien.apps.photos import align, read_photo, trained_crop
+
+    aligned = align(read_photo(path), crop=trained_crop(generator), size=generator.size, method=crop)
+    target = torch.from_numpy(aligned.image).permute(2, 0, 1)[None].contiguous()
+    known = [each for each in generator.attribute_names if each in judge.attribute_names]
+    judged = judge.features_and_probabilities(target)[1][0]
+    rows = torch.tensor([[float(judged[judge.attribute_names.index(each)] >= 0.5) for each in known]])
+    settings = Settings()
+    given = rows if len(known) == len(generator.attribute_names) else None
+    with progress("Finding the photo in the model", settings.steps, unit="steps") as advance:
+        found = invert(generator, target, encoder=None, classifier=judge.net, attributes=given, condition="judge", settings=settings,
+                       on_step=lambda: advance(1))  # fmt: skip
+    error = found.errors["optimised"]
+    note(f"{path}: {aligned.how}; found again with {error.pixel_rmse:.0f} of 255 levels of error, identity distance {error.identity:.2f}. "
+         "'mien invert' searches longer and keeps the latent.")  # fmt: skip
+    return {"name": name, "inputs": (found.z, found.attributes), "offsets": found.offsets, "photo": target}
 
 
 def _draw(generator: LoadedGenerator, made: Edit, source: dict[str, Any], columns: Sequence[float], strength: float, out: Path) -> None:
@@ -174,8 +203,11 @@ def _draw(generator: LoadedGenerator, made: Edit, source: dict[str, Any], column
     z, rows = source["inputs"]
     shown = list(columns) or [0.0, strength]
     images = torch.cat([to_uint8(apply(generator, z, rows, made, strength=each)) for each in shown])
+    if "photo" in source:
+        images = torch.cat([source["photo"], images])
     after = made.name if strength == 1 else f"{made.name} x {strength:g}"
     names = [f"{each:g}" for each in columns] or ["before", _folded(after)]
+    names = ["photo", *names] if "photo" in source else names
     own = captions(rows, generator.attribute_names)[0]
     label = source["name"] + (f"\n{own}" if own else "") + ("" if not columns else f"\nedit: {_folded(made.name)}")
     save_picture(captioned_sheet(images, rows=[label], columns=names), out)
