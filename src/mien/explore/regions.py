@@ -1,14 +1,16 @@
 """Where the parts of a face lie in an aligned picture, and how much of a part is to be seen there.
 
-Places are stated in the 178 x 218 frame of aligned CelebA images (eyes on y = 111, the middle of the mouth on y = 152) and mapped to the
-crop. Its crops are those of the data store; `whole` squeezes the frame into a square. `square` is the middle square: of a CelebA image it is
-center178, of other people's pictures it is assumed to show the face as large and as high as that. Drawn toy faces (`drawn`) stand alike: eyes
-and hair within 1 px of 64, the mouth 2 to 3 px higher, still inside its box.
+Places are stated in the 178 x 218 frame of aligned CelebA images (eyes on y = 111, the middle of the mouth on y = 152) and mapped
+to the crop. The crops are those of the data store; `whole` squeezes the frame into a square. `square` is the middle square: of a
+CelebA image it is center178, of other people's pictures it is assumed to show the face as large and as high as that. Drawn toy faces
+(`drawn`) stand alike: eyes and hair within 1 px of 64, the mouth 2 to 3 px higher, still inside its box.
 
-Eyes, mouth, nose and skin are fixed places. Hair and background are zones in which pixels are told apart by colour, picture by picture: where
-the skin's colour ends hair or background begins, and background is what looks like the nearer upper corner. Black hair before a black wall is
-therefore not seen.
+Eyes, mouth and nose are fixed places. Hair, background and skin are told apart by colour, picture by picture: where the skin's colour
+ends hair or background begins, and background is what looks like the nearer upper side of the picture. Black hair before a black wall
+is therefore not seen.
 """
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -42,13 +44,13 @@ PARTS = tuple(BOXES)
 FACE = (89.0, 122.0, 41.0, 60.0)  # ellipse: centre x, y, half-axes; hairline to chin
 HEAD = (89.0, 106.0, 64.0, 86.0)  # the same with the hair
 SKIN_SPREAD = 5.3  # frame pixels
-FEATURES = ("eyes", "nose", "mouth")  # what stands out of the skin
 
 
 def crop_frame(crop: str) -> Box:
     """The box of the frame that a crop shows, frame pixels. UserError for a crop that has no known place in it."""
     if crop not in CROPS:
-        raise UserError(f"Where a face lies in a picture of crop {crop!r} is not known.{did_you_mean(crop, CROPS)} Known: {', '.join(CROPS)}.")
+        known = ", ".join(CROPS)
+        raise UserError(f"Where a face lies in a picture of crop {crop!r} is not known.{did_you_mean(crop, CROPS)} Known: {known}.")
     return CROPS[crop]
 
 
@@ -63,7 +65,8 @@ def boxes(part: str, crop: str) -> tuple[Box, ...]:
     """The part's boxes as shares of the picture, 0..1, cut to it; empty when the crop shows nothing of it."""
     left, top, right, bottom = crop_frame(crop)
     across, down = right - left, bottom - top
-    shares = [((x0 - left) / across, (y0 - top) / down, (x1 - left) / across, (y1 - top) / down) for x0, y0, x1, y1 in BOXES[check_part(part)]]
+    in_frame = BOXES[check_part(part)]
+    shares = [((x0 - left) / across, (y0 - top) / down, (x1 - left) / across, (y1 - top) / down) for x0, y0, x1, y1 in in_frame]
     cut = [(max(x0, 0.0), max(y0, 0.0), min(x1, 1.0), min(y1, 1.0)) for x0, y0, x1, y1 in shares]
     return tuple(box for box in cut if box[0] < box[2] and box[1] < box[3])
 
@@ -96,12 +99,11 @@ def skin_fill(images: Tensor, crop: str) -> Tensor:
     """The picture with its face smoothed over: each pixel a Gaussian mean of the face's skin near it, [N, 3, R, R] like `images`.
 
     Skin is the face's ellipse without eyes, nose and mouth; the mean is normalised by the skin's own weight (normalised convolution,
-    Knutsson & Westin 1993), with a standard deviation of SKIN_SPREAD: little enough to follow the light on a face, so that bare real skin is
-    at a mean distance of 0.04 from it, real mouths at 0.09 and real eyes at 0.16.
+    Knutsson & Westin 1993), with a standard deviation of SKIN_SPREAD: little enough to follow the light on a face, so that bare real
+    skin is at a mean distance of 0.04 from it, real mouths at 0.09 and real eyes at 0.16.
     """
     side = images.shape[-1]
-    features = sum((box_mask(boxes(part, crop), side) for part in ("glasses", "nose", "mouth")), torch.zeros(side, side))
-    skin = (ellipse_mask(FACE, crop, side) * (1 - features).clamp(min=0)).to(images)
+    skin = (ellipse_mask(FACE, crop, side) * (1 - _features(crop, side, "glasses"))).to(images)
     sigma = SKIN_SPREAD / (CROPS[crop][2] - CROPS[crop][0]) * side
     weight = _blurred(skin[None, None], sigma)
     return _blurred(images * skin, sigma) / weight.clamp(min=1e-6)
@@ -127,19 +129,26 @@ def distance_to_hairless(images: Tensor, crop: str) -> Tensor:
     return near
 
 
-def presence(images: Tensor, part: str, crop: str) -> Tensor:
-    """[N], 0..1: how much of a part is to be seen in its place, images float [N, 3, R, R] in -1..1.
+def presences(images: Tensor, parts: Iterable[str], crop: str) -> dict[str, Tensor]:
+    """Part -> [N], 0..1: how much of each part is to be seen in its place, images float [N, 3, R, R] in -1..1.
 
-    eyes, glasses, mouth, nose: the mean distance from the skin around (`distance_to_skin`) over the part's box: 0 where all is bare skin.
+    eyes, glasses, mouth, nose: the mean distance from the skin around (`distance_to_skin`) over the part's box. A face bare there has 0.04.
     hair: the mean over its zone of the distance from both skin and background: 0 on a bald head before a wall.
-    skin: 1 minus the distance to its own smooth fill; background: the distance from the skin's colour over its strips.
+    skin: 1 minus the distance to its own smooth fill; background: that distance over the upper side strips.
+    Raises UserError for a part that the crop does not show.
     """
-    mask = box_mask(boxes(part, crop), images.shape[-1]).to(images)
-    if not mask.any():
-        raise UserError(f"The crop {crop} shows no {part}: nothing can be measured there.")
-    distance = distance_to_hairless(images, crop) if part == "hair" else distance_to_skin(images, crop)
-    value = (distance * mask).sum((1, 2)) / mask.sum()
-    return 1 - value if part == "skin" else value
+    found, skin, hairless = {}, None, None
+    for part in parts:
+        mask = box_mask(boxes(part, crop), images.shape[-1]).to(images)
+        if not mask.any():
+            raise UserError(f"The crop {crop} shows no {part}: nothing can be measured there.")
+        if part == "hair":
+            distance = hairless = distance_to_hairless(images, crop) if hairless is None else hairless
+        else:
+            distance = skin = distance_to_skin(images, crop) if skin is None else skin
+        value = (distance * mask).sum((1, 2)) / mask.sum()
+        found[part] = 1 - value if part == "skin" else value
+    return found
 
 
 def part_masks(images: Tensor, part: str, crop: str) -> Tensor:
@@ -154,18 +163,22 @@ def part_masks(images: Tensor, part: str, crop: str) -> Tensor:
         return mask.expand(len(images), side, side)
     head, face = ellipse_mask(HEAD, crop, side).to(images), ellipse_mask(FACE, crop, side).to(images)
     if part == "skin":
-        bare = face * (1 - sum(box_mask(boxes(each, crop), side) for each in FEATURES)).clamp(min=0).to(images)
-        return bare * (distance_to_skin(images, crop) < 0.08)
+        return face * (1 - _features(crop, side).to(images)) * (distance_to_skin(images, crop) < 0.08)
     hairless = distance_to_hairless(images, crop) < 0.08
     if part == "hair":
-        features = sum(box_mask(boxes(each, crop), side) for each in FEATURES).clamp(max=1).to(images)  # type: ignore[union-attr]
-        return head * (1 - features) * ~hairless * _above_chin(crop, side).to(images) * (1 - _inner_face(crop, side).to(images))
+        kept = (1 - _features(crop, side)) * _above_chin(crop, side) * (1 - _inner_face(crop, side))
+        return head * ~hairless * kept.to(images)
     return (1 - head) * hairless * _above_chin(crop, side).to(images)
 
 
 def resized(masks: Tensor, side: int) -> Tensor:
     """Masks [N, R, R] as shares of the cells of a coarser grid, [N, side, side]."""
     return interpolate(masks[:, None], size=(side, side), mode="area")[:, 0]
+
+
+def _features(crop: str, side: int, around_eyes: str = "eyes") -> Tensor:
+    """[side, side]: eyes, nose and mouth, what stands out of the skin."""
+    return torch.stack([box_mask(boxes(part, crop), side) for part in (around_eyes, "nose", "mouth")]).amax(0)
 
 
 def _inner_face(crop: str, side: int) -> Tensor:

@@ -40,6 +40,8 @@ COMMANDS: dict[str, dict[str, str]] = {  # section -> command -> module:function
         "interpolate": "interpolate:interpolate",
         "edit": "edit:edit",
         "directions": "directions:directions",
+        "ablate": "ablate:ablate",
+        "mix": "mix:mix",
         "models": "models:models",
         "app": "app:app",
     },
