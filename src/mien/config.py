@@ -32,11 +32,15 @@ class Recipe:
 # --- flat keys --------------------------------------------------------------------------------------------------------
 
 
+TABLES = ("data.balance",)  # keys whose value may itself be a table
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'a': {'b': 1}} -> {'a.b': 1}."""
+    """{'a': {'b': 1}} -> {'a.b': 1}; a value that is a table stays whole."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, Mapping) and name not in TABLES else {name: value}
     return flat
 
 

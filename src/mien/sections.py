@@ -41,6 +41,26 @@ Period = Annotated[float, Field(ge=0.001)]  # in kimg: one image at least
 NonNegative = Annotated[float, Field(ge=0)]
 
 
+def _balance(value: Any) -> Any:
+    """Refuses anything but a law's name or a table {'Male=1,Smiling=0': factor}; a table's keys in one spelling."""
+    if not isinstance(value, dict):
+        if value not in ("none", "uniform"):
+            raise ValueError("say none, uniform, or give a table of factors such as {\"Male=1,Smiling=0\" = 2.0}")
+        return value
+    table = {}
+    for key, factor in value.items():
+        facts = [tuple(part.strip() for part in fact.partition("=")) for fact in str(key).split(",")]
+        names = [name for name, _, _ in facts]
+        if any(not name or word not in ("0", "1") for name, _, word in facts) or len(set(names)) < len(names):
+            raise ValueError(f"{key!r} is not a combination of attributes: write NAME=1, or several as Male=1,Smiling=0")
+        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 <= factor < float("inf"):
+            raise ValueError(f"the factor of {key!r} is {factor!r}: write a number of 0 or more")
+        table[",".join(f"{name}={word}" for name, _, word in facts)] = float(factor)
+    if not table:
+        raise ValueError("the table of factors is empty: say none, or give it a line such as {\"Male=1,Smiling=0\" = 2.0}")
+    return table
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
@@ -50,8 +70,10 @@ class Data(Section):
     """The condition, by name; None takes every attribute of the store, [] trains without conditions."""
     flip: bool = True
     """Mirror each training image with probability 1/2."""
-    balance: Literal["none", "uniform"] = "none"
-    """How often each attribute combination is drawn: as in the data, or all equally often."""
+    balance: Annotated[Literal["none", "uniform"] | dict[str, NonNegative], BeforeValidator(_balance)] = "none"
+    """How often images are drawn: as they are in the data; every combination of the condition equally often; or by factors,
+    {"Young=0" = 3.0, "Male=1,Smiling=0" = 2.0}: an image is drawn as many times as often as the product of what fits it says.
+    Any attribute of the store may be named. The condition drawn for G follows the same law."""
 
 
 class Generator(Section):
@@ -101,6 +123,9 @@ class Loss(Section):
     """BCE: this share of D's targets is swapped."""
     feature_matching: NonNegative = 0.0
     """Weight of feature matching (Salimans 2016) in G's loss."""
+    perceptual: NonNegative = 0.0
+    """Weight in G's loss of the distance between the batch's mean `face` features of reals and of fakes. The score fd-face is then
+    no fair judge of the run; fd-inception-768 is."""
 
 
 class Penalty(Section):
@@ -110,6 +135,23 @@ class Penalty(Section):
     """Apply at every k-th D update with gamma x k (lazy regularisation, Karras 2020)."""
 
 
+class LeCam(Section):
+    gamma: NonNegative = 0.0
+    """Loss += gamma x squared distance of D's logits from the moving average of the other side's (the lambda of Tseng 2021; 0.01 to 0.3
+    there)."""
+    half_life_kimg: Period = 4.0
+    """Half-life of the two averages; the paper's 0.99 an update is 4.4 at batch 64."""
+
+
+class Consistency(Section):
+    real: NonNegative = 0.0
+    """Loss += weight x (D(x) - D(T(x)))^2 on reals (Zhang 2020: 10)."""
+    fake: NonNegative = 0.0
+    """The same on fakes; with both at 10 it is bCR (Zhao 2021)."""
+    ops: Annotated[list[str], Field(min_length=1)] = ["flip", "translation"]
+    """What T does: names as in augment.ops, every one of them each time."""
+
+
 class Regularizer(Section):
     r1: Penalty = Penalty()
     r2: Penalty = Penalty()
@@ -117,6 +159,8 @@ class Regularizer(Section):
     """WGAN-GP: gamma / 2 x (gradient norm at interpolates - 1)^2; the paper's lambda 10 is gamma 20."""
     dragan: Penalty = Penalty()
     """DRAGAN: gamma / 2 x (gradient norm around the reals - 1)^2; the paper's lambda 10 is gamma 20."""
+    lecam: LeCam = LeCam()
+    consistency: Consistency = Consistency()
 
 
 class Augment(Section):
@@ -143,6 +187,8 @@ class Optimizer(Section):
     beta2: Below1 = 0.999
     eps: Rate = 1e-8
     weight_decay: NonNegative = 0.0
+    """On kernels only, not on biases and norms. adamw: decoupled (Loshchilov & Hutter 2019); adam: added to the gradient. Under spectral
+    norm a kernel's size means nothing, so there decay only lets Adam's steps turn it faster."""
     clip_norm: Rate | None = None
     """Clip each network's gradient to this norm."""
     clip_value: Rate | None = None
@@ -159,7 +205,9 @@ class Schedule(Section):
     """Step: the rates are multiplied by `step_factor` each time this many thousand images have passed."""
     step_factor: Share = 0.5
     gamma_final: NonNegative = 1.0
-    """Factor on every penalty's gamma at the last image, reached along a cosine from 1."""
+    """Factor on the weight of every regulariser at the last image, reached along a cosine from 1."""
+    noise_final: NonNegative = 1.0
+    """Factor on model.discriminator.input_noise at the last image, reached along a cosine from 1."""
 
 
 class Balance(Section):
@@ -275,6 +323,12 @@ class Config(Section):
             raise ValueError("augment.p is above 0 but augment.ops is empty: name the operations")
         if self.augment.mode == "adaptive" and not self.augment.ops:
             raise ValueError("augment.mode=adaptive needs augment.ops: name the operations")
+        if self.schedule.noise_final != 1 and not self.model.discriminator.input_noise:
+            raise ValueError("schedule.noise_final has no noise to change: set model.discriminator.input_noise")
+        weights = self.regularizer.consistency
+        if (weights.real or weights.fake) and "batch" in self.model.discriminator.norm and not self.train.separate_batches:
+            raise ValueError("regularizer.consistency compares D's logits of reals and of fakes apart; with batch norm in D they depend on "
+                             "what else is in the batch: set train.separate_batches=true")  # fmt: skip
         self._check_minibatch_layers()
         return self
 

@@ -147,21 +147,42 @@ def test_uniform_weights_feed_rare_combinations(small_store):
     assert torch.equal(torch.cat([again.batch(at, 16)[0] for at in range(0, 160, 16)]), loader.batch(0, 160)[0])
 
 
-def test_given_weights_are_kept_and_equal_ones_change_nothing(small_store):
-    loader = FaceLoader(small_store, attributes=("A",), weights={(1,): 3.0, (0,): 1.0})
-    assert share_of(loader.batch(0, 80)[1], (1,)) == pytest.approx(0.75, abs=0.02)
-    only = FaceLoader(small_store, attributes=("A",), weights={(1,): 1.0})
-    assert share_of(only.batch(0, 200)[1], (1,)) == 1 and share_of(only.draw_attributes(500), (1,)) == 1
-    even = FaceLoader(small_store, attributes=("A",), weights={(0,): 0.5, (1,): 0.5})
+def test_factors_multiply_how_often_an_image_comes_and_the_condition_follows(small_store):
+    natural = dict(FaceLoader(small_store, attributes=("A", "B")).combinations())
+    loader = FaceLoader(small_store, attributes=("A", "B"), weights={"A=1": 3.0, "A=1,B=0": 0.5})
+    factor = {(0, 0): 1.0, (0, 1): 1.0, (1, 0): 1.5, (1, 1): 3.0}
+    total = sum(natural[row] * factor[row] for row in natural)
+    rows = torch.cat([loader.batch(epoch * 80, 80)[1] for epoch in range(20)])
+    drawn = loader.draw_attributes(20_000, generator=torch.Generator().manual_seed(1))
+    for row, share in natural.items():
+        assert share_of(rows, row) == pytest.approx(share * factor[row] / total, abs=0.01)
+        assert share_of(drawn, row) == pytest.approx(share * factor[row] / total, abs=0.015)
+    counts = np.bincount(loader.indices(0, 80), minlength=80)
+    full = (small_store.attributes[:80] == [1, 1]).all(1)
+    assert set(counts[full].tolist()) <= {int(3 / total), int(3 / total) + 1}
+
+
+def test_any_attribute_of_the_store_may_be_weighed_and_zero_leaves_out(small_store):
+    unconditional = FaceLoader(small_store, weights={"B=1": 0.0})
+    assert not small_store.attributes[unconditional.indices(0, 400)][:, 1].any()
+    assert unconditional.draw_attributes(5).shape == (5, 0)
+    even = FaceLoader(small_store, attributes=("A",), weights={"A=0": 0.5, "A=1": 0.5})
     assert sorted(even.indices(0, 80).tolist()) == list(range(80))
 
 
 @pytest.mark.parametrize(("weights", "message"), [
-    ("unifrom", "say none or uniform"), ({(1, 1): 1.0}, "not possible"), ({(0,): -1.0}, "not possible"),
-    ({(0,): float("nan")}, "not possible"), ({(0,): 0.0}, "no image to draw"), ({(2,): 1.0}, "no image of the split has A=2")])
+    ("unifrom", "say none or uniform"), ({"A=2": 1.0}, "not possible"), ({"A": 1.0}, "not possible"), ({"A=0": -1.0}, "not possible"),
+    ({"A=0": float("nan")}, "not possible"), ({"A=0": 0.0, "A=1": 0.0}, "no image to draw"), ({"Male=1": 2.0}, "no attribute 'Male'"),
+    ({"A=1,A=1": 2.0}, "asked for twice")])
 def test_wrong_weights(small_store, weights, message):
     with pytest.raises(UserError, match=message):
         FaceLoader(small_store, attributes=("A",), weights=weights)
+
+
+def test_a_factor_that_fits_nothing_is_refused(small_store):
+    small_store.attributes[:, 1] = small_store.attributes[:, 0]
+    with pytest.raises(UserError, match="no image of the split has A=1,B=0"):
+        FaceLoader(small_store, weights={"A=1,B=0": 2.0})
 
 
 def test_an_empty_split_and_an_unknown_attribute(small_store):

@@ -12,13 +12,13 @@ from typing import Literal
 import numpy as np
 import torch
 
-from mien.data.attributes import Combination, combination_name, combination_table
+from mien.data.attributes import Combination, combination_table
 from mien.data.order import hash64, permutation
 from mien.data.store import FaceStore
 from mien.errors import UserError
 
 MEMORY_SHARE = 0.5      # of the free memory that the pixels of a split may take
-Weights = Literal["none", "uniform"] | Mapping[Combination, float]
+Weights = Literal["none", "uniform"] | Mapping[str, float]
 
 
 class FaceLoader:
@@ -28,23 +28,24 @@ class FaceLoader:
                  flip: bool = True, device: str | torch.device = "cpu", weights: Weights = "none") -> None:
         """`attributes` are the names wanted, in order.
 
-        `weights` by attribute combination: "none" draws every image once an epoch; "uniform" draws every combination that occurs equally
-        often; a mapping {(0, 1): weight} gives each combination's share of the stream (scaled to sum to 1; ones it leaves out never come).
+        `weights`: "none" draws every image once an epoch; "uniform" draws every combination of `attributes` that occurs equally often;
+        {"Young=0": 3.0, "Male=1,Smiling=0": 2.0} draws an image as many times as often as the product of the factors that fit it says, of
+        any attributes of the store. All are scaled to sum to 1; a factor of 0 leaves images out.
 
-        UserError for an attribute the store has not, an empty split, or weights that fit no image.
+        UserError for an attribute the store has not, an empty split, or a factor that fits no image.
         """
         self.attribute_names = tuple(attributes)
         self.size, self.seed, self.flip = store.size, seed, flip
         self.device = torch.device(device)
         indices = store.indices(split)
         if isinstance(weights, str) and weights not in ("none", "uniform"):
-            raise UserError(f"no sampling weights are called {weights!r}: say none or uniform, or give each combination its weight")
+            raise UserError(f"no sampling weights are called {weights!r}: say none or uniform, or give factors by combination")
         if not len(indices):
             raise UserError(f"the {split} split of {store.path} has no images; name another split, or prepare the data with one")
         self.count = len(indices)                                                   # images in the split: an epoch
         self._labels = np.ascontiguousarray(store.attributes[indices][:, store.columns(self.attribute_names)])   # uint8 [count, A]
         self._table = combination_table(self._labels)
-        self._law = None if weights == "none" else self._cumulative(weights)
+        self._law = None if weights == "none" else self._cumulative(store, indices, weights)
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))           # the last epoch asked for: the next batch wants it too
         self._label_floats = torch.from_numpy(self._labels).to(self.device, torch.float32)
         self._law_tensor = None if self._law is None else torch.from_numpy(self._law).to(self.device)
@@ -65,26 +66,22 @@ class FaceLoader:
         else:
             self._pixels, self._rows = store.images, indices
 
-    def _cumulative(self, weights: Weights) -> np.ndarray:
+    def _cumulative(self, store: FaceStore, indices: np.ndarray, weights: Weights) -> np.ndarray:
         """float64 [count + 1], rising from 0 to 1: image `_lawful[i]` owns the stretch from [i] to [i + 1], as wide as its probability.
 
-        Images of one combination lie side by side: evenly spaced points over an arrangement that alternates would hit only one kind.
+        Images of one combination and weight lie side by side: evenly spaced points over an arrangement that alternates would hit only one
+        kind.
         """
-        table: Mapping[Combination, float] = weights if isinstance(weights, Mapping) else {row: 1.0 for row, _ in self._table}
-        wrong = [combination for combination, weight in table.items() if not weight >= 0 or len(combination) != len(self.attribute_names)]
-        if wrong:
-            raise UserError(f"the weight of combination {wrong[0]} is not possible: give a 0 or 1 for each of "
-                            f"{', '.join(self.attribute_names)}, and a weight of 0 or more")
-        absent = [row for row, weight in table.items() if weight > 0 and row not in dict(self._table)]
-        if absent:
-            raise UserError(f"no image of the split has {combination_name(self.attribute_names, absent[0])}, so it cannot be given weight")
-        each = {row: table.get(row, 0.0) / count for row, count in self._table}
-        widths = np.zeros(self.count)
-        for row, weight in each.items():
-            widths[(self._labels == np.array(row, np.uint8)).all(axis=1)] = weight
+        widths = np.ones(self.count)
+        if isinstance(weights, Mapping):
+            for words, factor in weights.items():
+                widths[_fitting(store, indices, words, factor)] *= factor
+        else:
+            for row, count in self._table:
+                widths[(self._labels == np.array(row, np.uint8)).all(axis=1)] = 1 / count
         if not widths.sum() > 0:
             raise UserError("the sampling weights leave no image to draw; give at least one combination a weight above 0")
-        self._lawful = np.lexsort(self._labels.T[::-1]) if self._labels.shape[1] else np.arange(self.count)
+        self._lawful = np.lexsort((widths, *self._labels.T[::-1]))
         edges = np.concatenate([[0.0], np.cumsum(widths[self._lawful])])
         return edges / edges[-1]
 
@@ -148,6 +145,18 @@ class FaceLoader:
     def combinations(self) -> list[tuple[Combination, float]]:
         """How often each combination of the attributes occurs in the split (not in the weighted stream): [((0, 1), share)]."""
         return [(row, count / self.count) for row, count in self._table]
+
+
+def _fitting(store: FaceStore, indices: np.ndarray, words: str, factor: float) -> np.ndarray:
+    """bool [count]: which images of a split `words`, such as 'Male=1,Smiling=0', fit. UserError when none does."""
+    facts = [fact.partition("=") for fact in words.split(",")]
+    if any(value not in ("0", "1") for _, _, value in facts) or not factor >= 0:
+        raise UserError(f"the factor {words!r} = {factor} is not possible: write a combination as Male=1,Smiling=0, and a number of 0 or more")
+    columns = store.columns([name for name, _, _ in facts])
+    fits = (store.attributes[indices][:, columns] == np.array([int(value) for _, _, value in facts], np.uint8)).all(axis=1)
+    if not fits.any():
+        raise UserError(f"no image of the split has {words}, so it cannot be drawn more or less often")
+    return fits
 
 
 def available_bytes() -> int:

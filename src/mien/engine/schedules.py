@@ -21,6 +21,10 @@ class Knobs:
     r2_gamma: float
     gp_gamma: float
     dragan_gamma: float
+    lecam_gamma: float
+    consistency_real: float
+    consistency_fake: float
+    input_noise: float
     clip_norm: float | None
     clip_value: float | None
     ema_half_life_kimg: float
@@ -36,6 +40,10 @@ KNOBS: dict[str, tuple[float, float, bool]] = {
     "r2_gamma": (0.0, 1e6, False),
     "gp_gamma": (0.0, 1e6, False),
     "dragan_gamma": (0.0, 1e6, False),
+    "lecam_gamma": (0.0, 1e6, False),
+    "consistency_real": (0.0, 1e6, False),
+    "consistency_fake": (0.0, 1e6, False),
+    "input_noise": (0.0, 10.0, False),
     "clip_norm": (1e-6, 1e9, True),
     "clip_value": (1e-6, 1e9, True),
     "ema_half_life_kimg": (0.0, 1e6, False),
@@ -62,18 +70,22 @@ def lr_factor(config: Config, nimg: int) -> float:
 
 
 def knobs_at(config: Config, nimg: int) -> Knobs:
-    factor = lr_factor(config, nimg)
-    gamma = cosine(1.0, config.schedule.gamma_final, nimg / config.train.images)
+    factor, share, regularizer = lr_factor(config, nimg), nimg / config.train.images, config.regularizer
+    gamma = cosine(1.0, config.schedule.gamma_final, share)
     return Knobs(
         lr_g=config.optimizer.lr_g * factor,
         lr_d=config.optimizer.lr_d * factor,
         d_steps=config.balance.d_steps,
         g_steps=config.balance.g_steps,
         augment_p=config.augment.p * (min(1.0, nimg / (1000 * config.augment.ramp_kimg)) if config.augment.mode == "ramp" else 1.0),
-        r1_gamma=config.regularizer.r1.gamma * gamma,
-        r2_gamma=config.regularizer.r2.gamma * gamma,
-        gp_gamma=config.regularizer.gp.gamma * gamma,
-        dragan_gamma=config.regularizer.dragan.gamma * gamma,
+        r1_gamma=regularizer.r1.gamma * gamma,
+        r2_gamma=regularizer.r2.gamma * gamma,
+        gp_gamma=regularizer.gp.gamma * gamma,
+        dragan_gamma=regularizer.dragan.gamma * gamma,
+        lecam_gamma=regularizer.lecam.gamma * gamma,
+        consistency_real=regularizer.consistency.real * gamma,
+        consistency_fake=regularizer.consistency.fake * gamma,
+        input_noise=config.model.discriminator.input_noise * cosine(1.0, config.schedule.noise_final, share),
         clip_norm=config.optimizer.clip_norm,
         clip_value=config.optimizer.clip_value,
         ema_half_life_kimg=config.ema.half_life_kimg,
