@@ -151,7 +151,7 @@ def _fitting(store: FaceStore, indices: np.ndarray, words: str, factor: float) -
     """bool [count]: which images of a split `words`, such as 'Male=1,Smiling=0', fit. UserError when none does."""
     facts = [fact.partition("=") for fact in words.split(",")]
     if any(value not in ("0", "1") for _, _, value in facts) or not factor >= 0:
-        raise UserError(f"the factor {words!r} = {factor} is not possible: write a combination as Male=1,Smiling=0, and a number of 0 or more")
+        raise UserError(f"the factor {words!r} = {factor} is not possible: write a combination as Male=1,Smiling=0, and 0 or more")
     columns = store.columns([name for name, _, _ in facts])
     fits = (store.attributes[indices][:, columns] == np.array([int(value) for _, _, value in facts], np.uint8)).all(axis=1)
     if not fits.any():
