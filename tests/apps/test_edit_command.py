@@ -138,3 +138,56 @@ def test_an_edit_of_another_model_is_refused(mien_edit, tmp_path, directions_fil
     directions_file.write_text(text.replace(json.loads(text)["model"], "f" * 64))
     said = mien_edit("--out", tmp_path / "x.png", "--seed", 1, "--directions", directions_file, "--along", "brighter=1")
     assert isinstance(said.exception, UserError) and "another model" in str(said.exception)
+
+
+# ------------------------------------------------------------------------------------------------------------------------------
+# Photos
+
+
+def test_a_kept_latent_is_edited_with_its_offsets(mien_edit, tmp_path, tiny_generator):
+    """At strength 0 the picture is what the inversion draws, offsets and all."""
+    from mien.explore.invert import Inversion, draw, zero_offsets
+    from mien.models.pictures import to_uint8
+
+    z, rows = latents([5], 8), torch.tensor([[1.0, 0.0]])
+    offsets = {name: each - torch.tensor([[0.95], [0.0]]) for name, each in zero_offsets(tiny_generator, z, rows).items()}  # to grey
+    image = draw(tiny_generator, z, rows, offsets)
+    found = Inversion(z=z, attributes=rows, offsets=offsets, image=image, errors={}, condition="given",
+                      model=tiny_generator.meta["sha256"], attribute_names=("Male", "Smiling"))  # fmt: skip
+    (tmp_path / "me.json").write_text(found.to_json())
+    ask = ["--to", "Smiling=1", "--strengths", "0,1", "--measure", 0]
+    said = mien_edit("--out", tmp_path / "x.png", "--image", tmp_path / "me.json", *ask)
+    assert said.exit_code == 0 and "me.json, Smiling=1" in said.stdout, said.output
+    picture = np.asarray(Image.open(tmp_path / "x.png")).astype(float)
+    first = picture[-130:-2, -260:-132].reshape(32, 4, 32, 4, 3).mean((1, 3))
+    right, wrong = (to_uint8(each)[0].permute(1, 2, 0).numpy() for each in (image, draw(tiny_generator, z, rows)))
+    assert abs(first - right).mean() < abs(first - wrong).mean() / 2 and abs(1.0 * right - wrong).mean() > 20
+    assert not any(module._forward_hooks for module in tiny_generator.net.modules())
+
+
+def test_a_photo_is_found_in_the_model_first(mien_edit, tmp_path, monkeypatch, tiny_generator):
+    from mien.explore.invert import Settings
+    from mien.metrics.judge import Judge
+    from mien.models.classifier import load_classifier
+
+    net, meta = load_classifier(None)
+    real = Judge(net=net, attribute_names=tuple(meta["attributes"]), weights_sha256="", meta=meta)
+    monkeypatch.setattr("mien.metrics.judge.load_judge", lambda *_, **__: real)
+    monkeypatch.setattr("mien.explore.invert.Settings", lambda: Settings(steps=8, starts=1))
+    face = render(tiny_generator, latents([5], 8), torch.tensor([[1.0, 0.0]]))[0].permute(1, 2, 0).numpy()
+    Image.fromarray(face).save(tmp_path / "me.png")
+    said = mien_edit("--out", tmp_path / "x.png", "--image", tmp_path / "me.png", "--to", "Smiling=1", "--measure", 0)
+    assert said.exit_code == 0, said.output
+    assert "of 255 levels of error, identity distance" in said.stderr and "Smiling: judged probability" in said.stdout
+    picture = np.asarray(Image.open(tmp_path / "x.png")).astype(float)
+    shown = picture[-130:-2, -390:-262].reshape(32, 4, 32, 4, 3).mean((1, 3))
+    assert ((shown > 127) == (face > 127)).mean() > 0.95  # photo, before, after: the first is the photo itself
+
+
+@pytest.mark.parametrize("content, message", [(b"hello", "hello.png"), (b"", "hello.png")])
+def test_what_is_no_photo_is_told(mien_edit, tmp_path, content, message):
+    (tmp_path / "hello.png").write_bytes(content)
+    said = mien_edit("--out", tmp_path / "x.png", "--image", tmp_path / "hello.png", "--to", "Smiling=1")
+    assert isinstance(said.exception, UserError) and message in str(said.exception) and not (tmp_path / "x.png").exists()
+    said = mien_edit("--out", tmp_path / "x.png", "--image", tmp_path / "hello.png", "--to", "Smiling=1", "--where", "Male=1")
+    assert isinstance(said.exception, UserError) and "--where" in str(said.exception)
