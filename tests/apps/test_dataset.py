@@ -81,11 +81,11 @@ def test_a_process_killed_outright_goes_on_to_the_same_bytes(tiny_snapshot, tmp_
         from mien.apps import dataset
         from mien.apps.cli.main import app
 
-        def saving(picture, path, save=Image.Image.save, saved=[]):
+        def saving(picture, path, save=Image.Image.save, saved=[], **options):
             saved.append(path)
             if len(saved) > 20:
                 os.kill(os.getpid(), signal.SIGKILL)
-            save(picture, path)
+            save(picture, path, **options)
 
         Image.Image.save, dataset.CHUNK = saving, 8
         app(sys.argv[1:])
