@@ -174,8 +174,8 @@ class Work:
 
         faces = self.faces(0, count)
         images = torch.cat([generate(self.generator, *faces), apply(self.generator, *faces, edit)])
-        done = {"silence": "without", "scale": "scaled", "insert": "with"}[action]
-        return labelled_grid(to_uint8(enlarged(images)), ["before", f"{done}\n{self.target.name}"])
+        done = {"silence": "off", "scale": "scaled", "insert": "forced on"}[action]
+        return labelled_grid(to_uint8(enlarged(images)), ["before", f"{self.target.name}\nchannels\n{done}"])
 
 
 def enlarged(images: Any, least_px: int = 128) -> Any:
