@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import platform
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,15 +13,19 @@ import torch
 import mien
 from mien.augment.policy import Augment
 from mien.config import Config
-from mien.data.loader import FaceLoader
+from mien.data.loader import FaceLoader, Weights
+from mien.data.pyramid import Pyramid, PyramidLoader
 from mien.data.store import FaceStore
+from mien.engine.growth import follow, grow, phase_of, plan_of
 from mien.engine.probe import Probe
 from mien.engine.state import TrainState
-from mien.engine.step import Task
+from mien.engine.task import Features, Task
+from mien.engine.warmup import regroup
 from mien.errors import UserError
 from mien.losses.catalogue import build_adversarial
 from mien.losses.regularizers import dragan, gradient_penalty, r1, r2
 from mien.models.catalogue import build_discriminator, build_generator
+from mien.models.classifier import load_classifier, prepare_images
 from mien.models.summary import summarize
 
 
@@ -45,12 +50,20 @@ def attribute_names(config: Config, store: FaceStore) -> tuple[str, ...]:
     return tuple(names)
 
 
-def build_task(config: Config, store: FaceStore, device: torch.device) -> Task:
-    """Raises UserError when the recipe does not fit the store."""
-    names = attribute_names(config, store)
-    data = FaceLoader(
-        store, split="train", attributes=names, seed=config.train.seed, flip=config.data.flip, device=device, weights=config.data.balance
-    )
+def build_task(config: Config, store: FaceStore, device: torch.device, *, smaller: Sequence[FaceStore] = ()) -> Task:
+    """`store` has images of the run's last size; `smaller`: the same faces in sizes that it grows through.
+
+    Raises UserError when the recipe does not fit the stores.
+    """
+    names, plan, faces = attribute_names(config, store), plan_of(config, store.size), Pyramid([*smaller, store])
+    if faces.largest is not store:
+        raise UserError(f"{faces.largest.path} has larger images than {store.path}: name the largest last.")
+    if unused := [smaller for smaller in faces.stores if smaller.size not in plan.sizes]:
+        sizes = " to ".join(str(size) for size in plan.sizes)
+        raise UserError(f"{unused[0].path} has images of {unused[0].size} px, but the run trains at {sizes} px: leave it out, "
+                        "or say when to grow, for example --set growth.at_kimg=300.")  # fmt: skip
+    faces.size = plan.first.size
+    data = serve(config, faces, "train", names, device, weights=config.data.balance)
     if config.train.batch > data.count:
         raise UserError(f"train.batch is {config.train.batch}, but {store.path} has {data.count} training images: lower the batch.")
     loss, regularizer, controlled = config.loss, config.regularizer, config.balance.mode == "on"
@@ -62,23 +75,41 @@ def build_task(config: Config, store: FaceStore, device: torch.device) -> Task:
     augment = Augment(config.augment.ops or (["diffaugment"] if controlled else []))  # likewise, with p 0
     return Task(
         config=config,
+        faces=faces,
+        plan=plan,
         data=data,
         adversarial=build_adversarial(loss.name, real_label=loss.real_label, label_noise=loss.label_noise, label_flip=loss.label_flip),
         penalties=tuple(penalties),
         augment=augment,
         device=device,
-        probe=build_probe(config, store, data, augment) if config.balance.probe_kimg > 0 else None,
+        probe=build_probe(config, faces, data, augment) if config.balance.probe_kimg > 0 else None,
+        jitter=Augment(regularizer.consistency.ops),
+        face=face_features(device) if loss.perceptual > 0 else None,
     )
+
+
+def face_features(device: torch.device) -> Features:
+    """The bundled judge's features of images as networks have them; frozen, but gradients pass through to the images."""
+    net = load_classifier()[0].to(device).to(memory_format=torch.channels_last)
+    return lambda images: net.features(prepare_images((images.float() + 1) * 127.5))
 
 
 LAZY = 16  # updates between two penalties, as in Karras et al. 2020
 
 
-def build_probe(config: Config, store: FaceStore, data: FaceLoader, augment: Augment) -> Probe:
-    held_out = None
-    if len(store.indices("val")):
-        names = data.attribute_names
-        held_out = FaceLoader(store, split="val", attributes=names, seed=config.train.seed, flip=config.data.flip, device=data.device)
+def serve(
+    config: Config, faces: Pyramid, split: str, names: tuple[str, ...], device: torch.device, *, weights: Weights = "none"
+) -> FaceLoader | PyramidLoader:
+    """The loader of one split: of the one store, or one that follows the size in use."""
+    seed, flip = config.train.seed, config.data.flip
+    if not config.growth.at_kimg:
+        return FaceLoader(faces.largest, split=split, attributes=names, seed=seed, flip=flip, device=device, weights=weights)
+    return PyramidLoader(faces, split=split, attributes=names, seed=seed, flip=flip, device=device, weights=weights)
+
+
+def build_probe(config: Config, faces: Pyramid, data: FaceLoader | PyramidLoader, augment: Augment) -> Probe:
+    there = len(faces.largest.indices("val")) > 0
+    held_out = serve(config, faces, "val", data.attribute_names, data.device) if there else None
     group = config.model.discriminator.minibatch_stddev
     return Probe(data, held_out, augment, z_dim=config.model.generator.z_dim, group=max(1, group))
 
@@ -96,10 +127,27 @@ def build_state(config: Config, *, size: int, attributes: int, device: torch.dev
 
 
 def build_optimizer(config: Config, net: torch.nn.Module, lr: float) -> torch.optim.Optimizer:
+    """Weight decay holds kernels only: a bias has nothing to shrink for, and a norm's scale is the layer's whole amplitude."""
     o = config.optimizer
+    groups = [{"params": [p for p in net.parameters() if p.ndim > 1]},
+              {"params": [p for p in net.parameters() if p.ndim <= 1], "weight_decay": 0.0}]  # fmt: skip
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[o.name]
     fused = next(net.parameters()).device.type in ("cpu", "cuda")
-    return kind(net.parameters(), lr=lr, betas=(o.beta1, o.beta2), eps=o.eps, weight_decay=o.weight_decay, fused=fused)
+    return kind(groups, lr=lr, betas=(o.beta1, o.beta2), eps=o.eps, weight_decay=o.weight_decay, fused=fused)
+
+
+def restore(state: TrainState, task: Task, tensors: Mapping[str, torch.Tensor], plain: Mapping[str, Any]) -> None:
+    """Load a checkpoint, whatever structure the networks of `state` have now: its image count names the one they must have."""
+    phase = task.plan.at(int(plain["nimg"]))
+    if not phase_of(state).same_structure(phase):
+        size = phase.size // 2 if phase.fading else phase.size
+        fresh = build_state(task.config, size=size, attributes=state.G.attributes, device=task.device)
+        state.G, state.D, state.ema, state.opt_g, state.opt_d = fresh.G, fresh.D, fresh.ema, fresh.opt_g, fresh.opt_d
+        if phase.fading:
+            grow(state, task.config)
+    state.load(tensors, plain)
+    regroup(state, task.config)
+    follow(state, task)
 
 
 # --- what a run writes down about itself ------------------------------------------------------------------------------
@@ -139,6 +187,7 @@ def snapshot_meta(config: Config, store: FaceStore, names: tuple[str, ...], *, p
         "attribute_table": [[list(row), share] for row, share in store.attribute_table(names, "train")],
         "ema": True,
         "preset": preset,
+        "trained_on": ["face"] if config.loss.perceptual > 0 else [],
         "store": {"digest": store.digest, "crop": store.crop, "size": store.size},
         "mien": mien.__version__,
     }

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save
 from mien.data.store import file_sha256
 from mien.errors import UserError
 from mien.models.catalogue import Generator, build_generator
+from mien.models.growth import grown_generator
 from mien.runs import Run, replace
 
 CHECKPOINT_FORMAT = "mien-checkpoint/1"
@@ -219,6 +220,17 @@ def save_snapshot(stem: Path, net: torch.nn.Module, meta: Mapping[str, Any]) -> 
     return weights
 
 
+def _generator(meta: Mapping[str, Any]) -> Generator:
+    """The network that a snapshot's meta describes: a plain one, or one in the middle of growing."""
+    family, options, attributes, alpha = meta["family"], meta["options"], len(meta["attributes"]), meta.get("alpha")
+    if alpha is None:
+        return build_generator(family, size=meta["size"], attributes=attributes, options=options)
+    half = build_generator(family, size=meta["size"] // 2, attributes=attributes, options=options)
+    fading = grown_generator(half, family=family, options=options)
+    fading.alpha = float(alpha)
+    return fading
+
+
 def load_snapshot(path: str | Path, device: str | torch.device = "cpu") -> tuple[Generator, dict[str, Any]]:
     """(generator in eval mode, fp32, channels-last; its meta) from a .safetensors path. Raises UserError when it is absent or damaged."""
     weights = Path(path)
@@ -233,7 +245,7 @@ def load_snapshot(path: str | Path, device: str | torch.device = "cpu") -> tuple
         raise UserError(f"{note} has format {meta.get('format')!r}; this version of mien reads {SNAPSHOT_FORMAT}.")
     if file_sha256(weights) != meta.get("sha256"):
         raise UserError(f"{weights} was cut short or altered (its sha256 is not the one in {note.name}).")
-    net = build_generator(meta["family"], size=meta["size"], attributes=len(meta["attributes"]), options=meta["options"])
+    net = _generator(meta)
     tensors = load_file(weights)
     net.load_state_dict({name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()})
     return net.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False), meta

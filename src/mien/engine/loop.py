@@ -12,14 +12,15 @@ from typing import Any
 
 import torch
 
-from mien.engine import checkpoint
+from mien.engine import build, checkpoint, growth
 from mien.engine.recording import SampleGrid, Scalars
 from mien.engine.schedules import Knobs
 from mien.engine.state import TrainState
-from mien.engine.step import Task, train_step
+from mien.engine.step import train_step
 from mien.engine.supervisor import Collapsed, Supervisor
+from mien.engine.task import Task
 from mien.errors import UserError
-from mien.runs import Run, kimg_name
+from mien.runs import Run, kimg_name, write_json
 
 Say = Callable[[str], None]
 OnSnapshot = Callable[[Path, int], None]
@@ -89,9 +90,18 @@ class Loop:
         tick = due(config.train.tick_kimg, before, after)
         last = after >= total
         state.meter.add(train_step(state, self.task, knobs, measure=tick))  # a last tick off the beat leaves no trace in the meter
+        self._grow()
         if tick or last:
             self._tick(knobs, forget=tick)
         self._fall_due(before, state.nimg)
+
+    def _grow(self) -> None:
+        """To the size that this image count asks for: before anything of the step is kept, so that what is on disk has that size."""
+        told = growth.follow(self.state, self.task)
+        if told is not None:
+            self.supervisor.begin_anew()
+            note_growth(self.run, self.state, self.task, told)
+            self.say(told)
 
     def _fall_due(self, before: int, after: int) -> None:
         train, sample = self.task.config.train, self.task.config.sample
@@ -110,6 +120,8 @@ class Loop:
         if self.task.augment.names:
             values["augment_p"] = knobs.augment_p
         values |= {f"{name}_gamma": getattr(knobs, f"{name}_gamma") for name, _, _ in self.task.penalties}
+        used = ("lecam_gamma", "consistency_real", "consistency_fake", "input_noise")
+        values |= {name: getattr(knobs, name) for name in used if getattr(knobs, name) > 0}
         values["ema_half_life_kimg"] = knobs.ema_half_life_kimg
         values["images_per_s"] = (state.nimg - self._tick_started_nimg) / max(now - self._tick_started_s, 1e-9)
         values["memory_mb"] = peak_memory_mb(self.task.device)
@@ -137,7 +149,7 @@ class Loop:
             raise TrainingFailed(self._farewell(f"{sickness}{tried}")) from None
         failed_nimg, usual = state.nimg, state.history.usual
         rollbacks, calm, salt = state.rollbacks + 1, state.steering.calm / 2, state.noise_salt + 1
-        state.load(*checkpoint.load_checkpoint(path))
+        build.restore(state, self.task, *checkpoint.load_checkpoint(path))
         clip = 4 * max(usual.get("grad_norm_d", 2.5), usual.get("grad_norm_g", 2.5)) * 0.5**rollbacks
         quieter = self.supervisor.calm_down(rollbacks=rollbacks, calm=calm, salt=salt, clip_norm=clip)
         self.run.rewind(state.nimg, scores=True)
@@ -215,7 +227,8 @@ class Loop:
         """Raises NotFinite rather than save a generator with a NaN in it."""
         nimg = self.state.nimg
         self._check_health({f"ema.{name}": tensor for name, tensor in self.state.ema.state_dict().items()})
-        path = checkpoint.save_snapshot(self.run.path / "snapshots" / kimg_name(nimg), self.state.ema, {**self.meta, "nimg": nimg})
+        path = checkpoint.save_snapshot(self.run.path / "snapshots" / kimg_name(nimg), self.state.ema,
+                                        {**self.meta, **growth.describe(self.state.ema), "nimg": nimg})  # fmt: skip
         self.grid.draw_mosaic(self.state.ema, self.task.device)
         self._snapshot_nimg = nimg
         self.run.event(nimg, "snapshot", f"Snapshot {path.name}.")
@@ -234,7 +247,14 @@ def due(every_kimg: float, before: int, after: int) -> bool:
     return every > 0 and after // every > before // every
 
 
-def resume(run: Run, state: TrainState, say: Say, *, past_end_nimg: int) -> bool:
+def note_growth(run: Run, state: TrainState, task: Task, told: str) -> None:
+    """What a change of size leaves in the run directory."""
+    architecture = build.describe_architecture(state, size=state.G.size, attributes=state.G.attributes, device=task.device)
+    write_json(run.path / "architecture.json", architecture)
+    run.event(state.nimg, "growth", told, size=state.G.size)
+
+
+def resume(run: Run, state: TrainState, task: Task, say: Say, *, past_end_nimg: int) -> bool:
     """Load the newest whole checkpoint into `state`; False when there is none. Damaged ones are named and skipped.
 
     Raises UserError, with nothing changed, when that checkpoint is at or beyond `past_end_nimg`: the run asked for is shorter.
@@ -248,7 +268,7 @@ def resume(run: Run, state: TrainState, say: Say, *, past_end_nimg: int) -> bool
     if path is None:
         run.rewind(0)
         return False
-    state.load(*checkpoint.load_checkpoint(path))
+    build.restore(state, task, *checkpoint.load_checkpoint(path))
     run.rewind(state.nimg)
     run.event(state.nimg, "resume", f"Resumed from checkpoint {path.name} at {state.nimg:,} images.")
     return True

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from mien.augment.policy import Augment
 from mien.data.loader import FaceLoader
+from mien.data.pyramid import PyramidLoader
 from mien.engine.state import TrainState, step_seed
 from mien.models.latents import latents
 
@@ -43,7 +44,8 @@ LATENTS_FLIPPED = 8
 class Probe:
     """`look(state, augment_p) -> {signal: value}`."""
 
-    def __init__(self, train: FaceLoader, held_out: FaceLoader | None, augment: Augment, *, z_dim: int, group: int = 1):
+    def __init__(self, train: FaceLoader | PyramidLoader, held_out: FaceLoader | PyramidLoader | None, augment: Augment, *, z_dim: int,
+                 group: int = 1):
         """`held_out`: the validation split, where there is one. `group`: D takes batches that are multiples of this."""
         self._train, self._held_out, self._augment, self._group = train, held_out, augment, group
         names, device = train.attribute_names, train.device
@@ -158,7 +160,7 @@ def spread(points: Tensor) -> Tensor:
 
 def nearest(points: Tensor) -> Tensor:
     """Mean distance from each row of [N, F] to the nearest other, 0-d."""
-    distances = torch.cdist(points, points)
+    distances = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")  # by products, twins would not be at 0
     return distances.fill_diagonal_(float("inf")).amin(dim=1).mean()
 
 

@@ -13,13 +13,18 @@ import torch
 import mien
 from mien.config import MAY_CHANGE_ON_RESUME, Recipe, differences
 from mien.data.store import FaceStore
-from mien.engine import build, checkpoint
+from mien.engine import build, checkpoint, surgery
+from mien.engine.growth import follow
 from mien.engine.loop import Loop, OnSnapshot, OnTick, Say, resume
 from mien.engine.schedules import knobs_at
 from mien.engine.state import TrainState
-from mien.engine.step import Task, train_step
+from mien.engine.step import train_step
+from mien.engine.surgery import Origin
+from mien.engine.task import Task
+from mien.engine.warmup import regroup
 from mien.errors import UserError
 from mien.runs import Run, write_json
+from mien.sections import Growth
 
 
 @dataclass
@@ -37,17 +42,21 @@ class Session:
 
 
 def open_session(
-    path: Path, recipe: Recipe, store: FaceStore, *, device: torch.device, command: Sequence[str] = (), say: Say = print
-) -> Session:
+    path: Path, recipe: Recipe, store: FaceStore, *, device: torch.device, smaller: Sequence[FaceStore] = (), origin: Origin | None = None,
+    command: Sequence[str] = (), say: Say = print,
+) -> Session:  # fmt: skip
     """The run at `path`: new when there is none, else resumed from its newest whole checkpoint.
 
-    Raises UserError when the recipe does not fit the store, when the run is going on in another process, or when it was begun
-    with another recipe or other data.
+    `smaller`: stores of the same faces in sizes that the run grows through. `origin`: whose weights a new run begins with.
+    Raises UserError when the recipe does not fit the stores or the origin, when the run is going on in another process, or when it was
+    begun with another recipe, other data or another origin.
     """
     config = recipe.config
-    task = build.build_task(config, store, device)
+    if config.surgery.freeze_d and origin is None and not (path / "config.json").exists():
+        raise UserError("surgery.freeze_d keeps what --from brings, and nothing else is worth keeping: give --from as well.")
+    task = build.build_task(config, store, device, smaller=smaller)
     names = build.attribute_names(config, store)
-    state = build.build_state(config, size=store.size, attributes=len(names), device=device)
+    state = build.build_state(config, size=task.plan.first.size, attributes=len(names), device=device)
     meta = build.snapshot_meta(config, store, names, preset=recipe.preset)
     record = {
         "mien": mien.__version__,
@@ -56,23 +65,56 @@ def open_session(
         "config": config.model_dump(mode="json"),
         "provenance": recipe.provenance,
         "store": build.describe_store(store, names),
+        "smaller_stores": [build.describe_store(each, names) for each in task.faces.stores[:-1]],
         "machine": build.describe_machine(device),
     }
+    begun = (path / "config.json").exists() and bool(Run(path).checkpoints() or Run(path).snapshots())
+    told = [] if begun else plant(state, task, origin, names, record)  # before anything is written: a mistake leaves no run
     run = take(path)
     try:
-        if (path / "config.json").exists() and (run.checkpoints() or run.snapshots()):
-            resumed = go_on(run, record, state, say)
+        resumed = False
+        if begun:
+            check_origin(run, origin)
+            resumed = go_on(run, record, state, task, say)
+            told = [] if resumed else plant(state, task, origin, names, record)
         else:  # also where a run ended before it had anything to keep: it begins again, perhaps with a smaller batch
-            architecture = build.describe_architecture(state, size=store.size, attributes=len(names), device=device)
+            architecture = build.describe_architecture(state, size=state.G.size, attributes=len(names), device=device)
             Run.create(path, config=record, architecture=architecture)
             run.rewind(0)
             recipe_name = recipe.preset or "the default recipe"
             run.event(0, "start", f"Began with {recipe_name} on {store.path} ({task.data.count:,} training images).")
-            resumed = False
+        for kind, message in told:
+            run.event(0, kind, message)
+            say(message)
     except BaseException:
         run.unlock()
         raise
     return Session(run=run, state=state, task=task, meta=meta, resumed=resumed)
+
+
+def plant(state: TrainState, task: Task, origin: Origin | None, names: tuple[str, ...], record: dict[str, Any]) -> list[tuple[str, str]]:
+    """Make a fresh `state` ready for its first step: weights from `origin`, which goes into the run's `record`, and a growth at image 0.
+
+    What is to be told: (kind of event, sentence).
+    """
+    told = []
+    if origin is not None:
+        source = surgery.read(origin)
+        told.append(("surgery", "\n".join(surgery.table(source, surgery.transplant(source, state, names)))))
+        if source.size < state.G.size:
+            told.append(("surgery", f"{origin.name} makes images of {source.size} px: --set growth.at_kimg=0 fades the new blocks in."))
+        record["from"] = {"name": origin.name, **source.describe()}
+        regroup(state, task.config)
+    grown = follow(state, task)
+    return told if grown is None else [*told, ("growth", grown)]
+
+
+def check_origin(run: Run, origin: Origin | None) -> None:
+    """Raises UserError when `run` was begun from something else than `origin`. To go on, --from need not be said again."""
+    begun = (run.config.get("from") or {}).get("name")
+    if origin is not None and origin.name != begun:
+        was = f"was begun from {begun}" if begun else "was begun without --from"
+        raise UserError(f"{run.path} {was}; name another run with --run to begin from {origin.name}.")
 
 
 def take(path: Path) -> Run:
@@ -102,11 +144,12 @@ def _is_foreign(file: Path) -> bool:
     return not file.is_dir() and file.name not in ("architecture.json", "lock") and file.suffix != ".tmp"
 
 
-def go_on(run: Run, record: dict[str, Any], state: TrainState, say: Say) -> bool:
+def go_on(run: Run, record: dict[str, Any], state: TrainState, task: Task, say: Say) -> bool:
     """Resume `run` as `record` asks; False when all of its checkpoints are damaged. Raises UserError for another recipe or other data."""
     changed = check_same(run, record)
+    check_smaller_stores(run, task)
     train, d_steps = record["config"]["train"], record["config"]["balance"]["d_steps"]
-    resumed = resume(run, state, say, past_end_nimg=train["images"] + train["batch"] * d_steps)
+    resumed = resume(run, state, task, say, past_end_nimg=train["images"] + train["batch"] * d_steps)
     for change in changed:
         run.event(state.nimg, "control", f"Changed on resume: {change}.")
         say(f"Changed on resume: {change}.")
@@ -129,6 +172,19 @@ def check_same(run: Run, record: dict[str, Any]) -> list[str]:
     return changed
 
 
+def check_smaller_stores(run: Run, task: Task) -> None:
+    """Raises UserError when a store that `run` still needs is another one now, or is missing, or is new. Outgrown ones may go."""
+    before = {store["size"]: store for store in run.config.get("smaller_stores", [])}
+    now = {store.size: store for store in task.faces.stores[:-1]}
+    newest = run.checkpoints()[-1][0] if run.checkpoints() else 0
+    for size in sorted(before.keys() | now.keys()):
+        same = size in before and size in now and before[size]["digest"] == now[size].digest
+        if size >= task.plan.at(newest).size and not same:
+            was = f"with {before[size]['path']}" if size in before else "without a store"
+            raise UserError(f"{run.path} was begun {was} for {size} px, and still trains at such a size: give the same stores again, "
+                            "or name another run with --run.")  # fmt: skip
+
+
 def largest_batch_that_fits(recipe: Recipe, store: FaceStore, device: torch.device) -> int | None:
     """The greatest halving of the recipe's batch (or micro-batch) whose step fits into memory; None when not even one image does.
 
@@ -140,7 +196,7 @@ def largest_batch_that_fits(recipe: Recipe, store: FaceStore, device: torch.devi
         if device.type == "cuda":
             torch.cuda.empty_cache()
         train = recipe.config.train.model_copy(update={"batch": batch, "micro_batch": None})
-        config = recipe.config.model_copy(update={"train": train})
+        config = recipe.config.model_copy(update={"train": train, "growth": Growth()})  # at the last size, the most demanding
         try:
             task = build.build_task(config, store, device)
             state = build.build_state(config, size=store.size, attributes=len(task.data.attribute_names), device=device)

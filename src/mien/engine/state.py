@@ -39,6 +39,12 @@ class TrainState:
     seen_faces: torch.Tensor | None = None
     """Thumbnails [N, F] of the fixed faces when the probe last looked, at `probe_nimg`."""
     probe_nimg: int = 0
+    anchors: torch.Tensor | None = None
+    """LeCam's moving averages of D's logits of reals and of fakes, [2]; None until LeCam is first in use."""
+    warming: dict[str, int] = field(default_factory=dict)
+    """{'D.trunk.4x4.conv.weight': nimg when it was born}: parameters that came to trained ones later; their rates rise (engine.warmup)."""
+    origin_nimg: int = 0
+    """How many images the weights had seen before this run, under another: the average is as old as that."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor under a readable name: 'G.4x4.weight', 'opt_g.4x4.weight.exp_avg'."""
@@ -50,7 +56,8 @@ class TrainState:
                 for slot, tensor in optimizer.state.get(parameter, {}).items():
                     named[f"{role}.{name}.{slot}"] = tensor
         named |= {f"meter.{name}": total for name, total in self.meter.sums.items()}
-        return named if self.seen_faces is None else {**named, "seen_faces": self.seen_faces}
+        named |= {name: tensor for name in ("seen_faces", "anchors") if (tensor := getattr(self, name)) is not None}
+        return named
 
     def plain(self) -> dict[str, Any]:
         """The rest, as JSON holds it."""
@@ -63,6 +70,8 @@ class TrainState:
             "meter": self.meter.counts,
             "tick_nimg": self.tick_nimg,
             "probe_nimg": self.probe_nimg,
+            "warming": self.warming,
+            "origin_nimg": self.origin_nimg,
         }
 
     def load(self, tensors: Mapping[str, torch.Tensor], plain: Mapping[str, Any]) -> None:
@@ -73,8 +82,7 @@ class TrainState:
                 getattr(self, role).load_state_dict(part)
             except RuntimeError as error:
                 raise UserError(f"The checkpoint's {role} does not fit this recipe: {' '.join(str(error).split())[:300]}") from None
-        self._load_optimizer("opt_g", self.G, self.opt_g, tensors)
-        self._load_optimizer("opt_d", self.D, self.opt_d, tensors)
+        self.load_moments(tensors)
         self.nimg = int(plain["nimg"])
         self.noise_salt, self.rollbacks = int(plain["noise_salt"]), int(plain.get("rollbacks", 0))
         self.steering = Steering.from_plain(plain.get("steering", {}))
@@ -83,6 +91,14 @@ class TrainState:
         sums = {name.removeprefix("meter."): tensor for name, tensor in tensors.items() if name.startswith("meter.")}
         self.meter, self.tick_nimg = SignalMeter(sums, dict(plain.get("meter", {}))), int(plain.get("tick_nimg", self.nimg))
         self.seen_faces, self.probe_nimg = tensors.get("seen_faces"), int(plain.get("probe_nimg", 0))
+        anchors = tensors.get("anchors")
+        self.anchors = None if anchors is None else anchors.to(next(self.D.parameters()).device)
+        self.warming, self.origin_nimg = dict(plain.get("warming", {})), int(plain.get("origin_nimg", 0))
+
+    def load_moments(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """The optimisers' state from what `tensors()` names 'opt_g.4x4.weight.exp_avg'; parameters that it lacks begin afresh."""
+        self._load_optimizer("opt_g", self.G, self.opt_g, tensors)
+        self._load_optimizer("opt_d", self.D, self.opt_d, tensors)
 
     @staticmethod
     def _load_optimizer(role: str, net: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -77,7 +77,7 @@ class Supervisor:
     def _check_use(self, name: str) -> None:
         """Raises UserError for a knob that this run's recipe has nothing to turn with."""
         penalties = [f"{penalty}_gamma" for penalty, _, _ in self.task.penalties]
-        if name.endswith("_gamma") and name not in penalties:
+        if name.endswith("_gamma") and name not in (*penalties, "lecam_gamma"):
             raise UserError(f"{name} cannot be turned: the run began without that penalty ({', '.join(penalties) or 'it has none'}).")
         if name == "augment_p" and not self.task.augment.names:
             raise UserError("augment_p cannot be turned: the run began without augmentations.")
@@ -132,6 +132,10 @@ class Supervisor:
     def healthy(self) -> bool:
         """Whether a checkpoint made now is one to go back to."""
         return not any(alarm.name in UNHEALTHY for alarm in self.state.history.alarms)
+
+    def begin_anew(self) -> None:
+        """Networks that have just changed are given the grace of young ones."""
+        self.state.history = type(self.state.history)(begun_nimg=self.state.nimg)
 
     def calm_down(self, *, rollbacks: int, calm: float, salt: int, clip_norm: float) -> str:
         """After a checkpoint was loaded: quieter knobs, another noise stream, and a diagnosis that begins anew."""

@@ -92,7 +92,11 @@ class DCGANGenerator(nn.Module):
         """z [N, Z] and attributes [N, A] in 0..1 (beyond: exaggerated) -> images [N, 3, R, R] in [-1, 1]."""
         check_attributes(attributes, expected=self.attributes)
         x = concat_latent(z, attributes) if self.condition == "concat" else z
-        return self.blocks(x[:, :, None, None])  # [N, 3, R, R]
+        return self.paint(x[:, :, None, None])
+
+    def paint(self, x: Tensor) -> Tensor:
+        """Latents beside conditions [N, Z + A, 1, 1] -> images [N, 3, R, R]."""
+        return self.blocks(x)
 
 
 class DCGANDiscriminator(nn.Module):
@@ -173,9 +177,13 @@ class DCGANDiscriminator(nn.Module):
         if self.training and self.input_noise:
             images = images + self.input_noise * torch.randn(images.shape, dtype=images.dtype, device=images.device)
         x = concat_planes(images, attributes) if self.condition == "channels" else images
-        x = self.trunk(x)  # [N, C, 4, 4]
+        x = self.reduce(x)  # [N, C, 4, 4]
         f = x.sum((2, 3)) if self.pool == "sum" else x.flatten(1)  # [N, F]
         return f if self.crowd is None else self.crowd(f)
+
+    def reduce(self, x: Tensor) -> Tensor:
+        """Images, perhaps with planes of attributes, [N, 3 (+ A), R, R] -> the last map, [N, C, 4, 4]."""
+        return self.trunk(x)
 
     def head(self, features: Tensor, attributes: Tensor) -> Tensor:
         """Features [N, F] and attributes [N, A] -> logits [N]: h(f) + f . e(c)."""
