@@ -295,3 +295,13 @@ def _cascades() -> dict[str, Any]:
     if any(each.empty() for each in load.values()):
         raise UserError("OpenCV came without its Haar cascades: pip install --force-reinstall 'opencv-python-headless<5'.")
     return {"face": load["frontalface_alt2"], "eyes": [load["eye"], load["eye_tree_eyeglasses"]]}
+
+
+def face_seen(image: np.ndarray) -> bool:
+    """Whether the cascade sees an upright face in the middle of an aligned picture, uint8 [R, R, 3]. UserError when OpenCV is missing."""
+    cascades = _cascades()
+    grey = Image.fromarray(image).convert("L").resize((256, 256), Image.Resampling.BICUBIC)
+    padded = np.pad(np.asarray(grey), 48, mode="edge")
+    with _LOCK:
+        boxes, _ = cascades["face"].detectMultiScale2(padded, scaleFactor=1.1, minNeighbors=2, minSize=(80, 80))
+    return any(abs(x + side / 2 - 176) < 64 and abs(y + side / 2 - 176) < 64 for x, y, side, _ in boxes)
