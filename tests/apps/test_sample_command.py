@@ -50,7 +50,9 @@ def test_realism_takes_its_reals_from_a_store(tiny_snapshot, tmp_path):
     CliRunner().invoke(app, ["data", "synth", "--out", str(tmp_path / "toys"), "--count", "200", "--size", "32"])
     result = mien(tiny_snapshot, "--out", tmp_path / "faces", "--count", 2, "--best-of", 2, "--by", "realism", "--data", tmp_path / "toys")
     assert result.exit_code == 0, result.output
-    said = json.loads((tmp_path / "faces" / "provenance.json").read_text())["best_of"]
+    note = json.loads((tmp_path / "faces" / "provenance.json").read_text())
+    said = note["best_of"]
+    assert f"--by realism --data {tmp_path / 'toys'}" in note["command"]
     assert said["by"] == "realism" and said["reals_count"] > 6 and len(said["reals"]) == 64
 
 

@@ -53,6 +53,7 @@ class Selection:
     by: str
     score: Score
     identity: dict[str, Any]
+    data: str | None = None  # the store with the reals, as the user names it
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def provenance(generator: LoadedGenerator, order: Order, *, model: str, out: Pat
     if order.where:
         command += ["--where", ",".join(f"{name}={value:g}" for name, value in order.where.items())]
     if selection:
-        command += ["--best-of", str(selection.of), "--by", selection.by]
+        command += ["--best-of", str(selection.of), "--by", selection.by, *(["--data", selection.data] if selection.data else [])]
     return {
         "format": FORMAT, "about": ABOUT, "made_by": f"mien {mien.__version__}", "torch": torch.__version__,
         "device": generator.device.type, "command": shlex.join(command),

@@ -24,7 +24,7 @@ def sample(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, a snapshot file, a bundled name or hf:user/repo.")],
     out: Annotated[Path, typer.Option(metavar="PATH", help="PATH.png for one picture; otherwise a folder of PNGs with attributes.csv.")],
     count: Annotated[str, typer.Option(metavar="N", help="How many faces: 64, 10k.")] = "64",
-    where: Annotated[str | None, typer.Option(metavar="A=1,B=0", help="Hold attributes at 0, 1, between or beyond (-2 to 3).")] = None,
+    where: Annotated[str | None, typer.Option(metavar="A=1,B=0", help="Hold attributes at 0, 1 or between; -2 to 3 extrapolates.")] = None,
     balance: Annotated[str, typer.Option(metavar="NAME", help="The other attributes: none (drawn as often as in the data), data (exactly "
                                          "as often), uniform (each combination equally often).")] = "none",
     seed: Annotated[int, typer.Option(min=0, help="Number of the first face; the others follow.")] = 0,
@@ -120,7 +120,7 @@ def choose_score(generator: LoadedGenerator, of: int, by: str, data: Path | None
     faces = real_faces(store, reference_indices(store, "val", REALS, seed=0), [])
     note(f"Looking at {len(faces):,} validation faces of {data} ...")
     real = np.concatenate([judge.features(part) for part in faces.read()])
-    return Selection(of, by, by_realism(judge.features, real=real), {**known, "reals": store.digest, "reals_count": len(faces)})
+    return Selection(of, by, by_realism(judge.features, real=real), {**known, "reals": store.digest, "reals_count": len(faces)}, str(data))
 
 
 def _write(generator: LoadedGenerator, out: Path, order: Order, *, model: str, force: bool) -> None:
