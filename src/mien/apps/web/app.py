@@ -7,9 +7,12 @@ from typing import Any
 
 from mien import __version__
 from mien.apps.web.comparing import Comparing
+from mien.apps.web.editing import Editing
 from mien.apps.web.faces import Faces
+from mien.apps.web.morphing import Morphing
 from mien.apps.web.places import Places
 from mien.apps.web.server import Answer, Question, Server, Site
+from mien.apps.web.sources import Sources, TheJudge
 from mien.apps.web.studio import Studio
 from mien.apps.web.training import Training
 from mien.config import preset_names, read_preset
@@ -31,6 +34,9 @@ def make_server(model: str | None = None, *, runs: Path = Path("runs"), host: st
 
 def answers(studio: Studio) -> dict[str, Answer]:
     faces, training, comparing = Faces(studio), Training(studio.places), Comparing(studio.places)
+    judge = TheJudge()
+    morphing, sources = Morphing(studio, judge), Sources(studio, judge)
+    editing = Editing(sources)
 
     def start(question: Question) -> dict[str, Any]:
         """What the page is made of: version, models, runs, stores, recipes."""
@@ -52,6 +58,14 @@ def answers(studio: Studio) -> dict[str, Answer]:
         "about": faces.about,
         "generate": faces.generate,
         "sheet": faces.sheet,
+        "morph": morphing.morph,
+        "film": morphing.film,
+        "photo": sources.upload,
+        "invert": sources.invert,
+        "edit": editing.edit,
+        "directions": editing.directions,
+        "learn": editing.learn,
+        "channels": editing.channels,
         "runs": training.runs,
         "watch": training.watch,
         "picture": training.picture,

@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from mien.apps.web.turns import Superseded, Turn, Turns
 from mien.errors import UserError
@@ -108,7 +108,7 @@ class Handler(BaseHTTPRequestHandler):
         if not self._welcome():
             return
         address = urlsplit(self.path)
-        query = {name: values[-1] for name, values in parse_qs(address.query).items()}
+        query = dict(parse_qsl(address.query))
         if address.path == "/":
             self._page(query)
         elif address.path.startswith("/api/"):
@@ -118,7 +118,8 @@ class Handler(BaseHTTPRequestHandler):
             self._file(unquote(address.path).lstrip("/"))
 
     def do_POST(self) -> None:
-        name = urlsplit(self.path).path.removeprefix("/api/")
+        address = urlsplit(self.path)
+        name = address.path.removeprefix("/api/")
         is_upload = name in self.server.site.uploads
         most = MAX_PHOTO_BYTES if is_upload else MAX_QUESTION_BYTES
         length = self.headers.get("Content-Length", "")
@@ -132,7 +133,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         key = self.headers.get("X-Mien-Key", "")
         if is_upload:
-            self._ask(name, key, {}, body)
+            self._ask(name, key, dict(parse_qsl(address.query)), body)
             return
         try:
             asked = json.loads(body or b"{}")
