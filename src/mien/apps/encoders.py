@@ -95,7 +95,8 @@ def _faces(generator: LoadedGenerator, store: FaceStore | None) -> tuple[Tensor 
     learn = np.sort(np.setdiff1d(order, held, assume_unique=True)[:TRAIN_FACES] if split == "train" else order[:TRAIN_FACES])
     known = all(name in store.attribute_names for name in generator.attribute_names) and len(generator.attribute_names) > 0
     labels = torch.from_numpy(store.attributes[learn][:, store.columns(generator.attribute_names)]) if known else None
-    return _pixels(store, learn) if len(learn) else None, labels, _pixels(store, np.sort(held)), f"{len(held)} {split} faces of {store.path}"
+    source = f"{len(held)} {split} faces of {store.path}"
+    return _pixels(store, learn), labels, _pixels(store, np.sort(held)), source
 
 
 def _pixels(store: FaceStore, indices: np.ndarray) -> Tensor:

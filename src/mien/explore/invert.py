@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
@@ -22,7 +23,9 @@ from torch.nn import functional as F
 from mien.errors import UserError
 from mien.explore.activations import changed, layers, record
 from mien.explore.encoder import Encoder, pixel_loss
+from mien.explore.latents import latents
 from mien.explore.load import LoadedGenerator
+from mien.explore.sample import attribute_rows
 from mien.models.classifier import INPUT_PX, FaceClassifier
 from mien.models.pictures import to_uint8
 
@@ -30,6 +33,7 @@ FORMAT = "mien-inversion/1"
 PIXEL_WEIGHT = 10.0  # brings the pixels' part of the loss (squared, -1..1) to the size of the features' part, near 0.5 at the start
 PRIOR_WEIGHT = 0.05
 OFFSET_WEIGHT = 0.1
+REFERENCE_FACES = 3_000_000  # number of the first face that an inversion's errors are set beside
 
 Offsets = dict[str, Tensor]  # layer -> [2, C]: what is added to each channel's factor 1, and to the channel
 
@@ -365,3 +369,26 @@ def invert(
         model=generator.meta.get("sha256"), attribute_names=generator.attribute_names, steps=settings.steps + settings.offset_steps,
         seconds=time.monotonic() - began, pictures={stage: each.cpu() for stage, each in pictures.items()},
     )  # fmt: skip
+
+
+def references(generator: LoadedGenerator, target: Tensor, *, encoder: Encoder | None, classifier: FaceClassifier | None,
+               settings: Settings, count: int = 4, on_step: Callable[[], None] | None = None) -> dict[str, Errors]:  # fmt: skip
+    """What an inversion's errors are to be read against, medians over faces.
+
+    "floor": `count` faces of the generator itself, found again with the same settings (but for offsets): what the search leaves.
+    "ceiling": the photo (target uint8 [1, 3, R, R]) beside 64 faces of the generator that are not it.
+    """
+    z = latents(range(REFERENCE_FACES, REFERENCE_FACES + 64), generator.z_dim).to(generator.device)
+    attributes = attribute_rows(generator, {}, 64, REFERENCE_FACES).to(generator.device)
+    faces = to_uint8(draw(generator, z, attributes)).float() / 127.5 - 1
+    eye = FaceFeatures(classifier) if classifier is not None else None
+    few, held = faces[:count], attributes[:count]
+    start = encoder.encode(few)[0] if encoder else torch.zeros_like(z[:count])
+    found, condition, _ = search(generator, Objective(few, eye), start, held, settings, on_step)
+    photo = (target.to(generator.device).float() / 127.5 - 1).expand_as(faces)
+    return {"floor": _median(errors(draw(generator, found, condition), few, eye)), "ceiling": _median(errors(faces, photo, eye))}
+
+
+def _median(several: list[Errors]) -> Errors:
+    identity = None if several[0].identity is None else median(each.identity for each in several if each.identity is not None)
+    return Errors(median(each.pixel_rmse for each in several), median(each.multi_scale for each in several), identity)

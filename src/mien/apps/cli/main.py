@@ -42,6 +42,8 @@ COMMANDS: dict[str, dict[str, str]] = {  # section -> command -> module:function
         "directions": "directions:directions",
         "ablate": "ablate:ablate",
         "mix": "mix:mix",
+        "invert": "invert:invert",
+        "anomaly": "anomaly:anomaly",
         "models": "models:models",
         "app": "app:app",
     },
