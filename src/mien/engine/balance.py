@@ -49,7 +49,8 @@ REMEDIES: dict[str, tuple[Remedy, ...]] = {
     "condition ignored": (),
     "exploding (d)": (_halve("lr_d", 1 / 64), Remedy("clip_norm", lambda norm: norm / 2, 0.1, 1e6)),
     "exploding (g)": (_halve("lr_g", 1 / 64), Remedy("clip_norm", lambda norm: norm / 2, 0.1, 1e6)),
-    "vanishing": (_halve("lr_d"), SMOOTHER_D),
+    "vanishing (g)": (_halve("lr_d"), SMOOTHER_D),
+    "vanishing (d)": (_halve("lr_d", 1 / 64),),
     "stalled": (Remedy("lr_g", lambda factor: factor * 2, 1.0, 2.0),),
 }
 URGENCY = ("exploding", "vanishing", "mode collapse", "D memorising", "D too strong", "G too strong", "stalled", "condition ignored")
@@ -147,7 +148,7 @@ def by_urgency(history: History) -> list[Alarm]:
 def remedy_for(alarm: Alarm, history: History, steering: Steering, knobs: Knobs, *, can_augment: bool) -> Decision | None:
     """The first step with room left on the ladder of `alarm`; None when all are spent, or set by hand."""
     signal, value, threshold = alarm.evidence[0]
-    for remedy in REMEDIES[f"{alarm.name} ({alarm.network})" if alarm.name == "exploding" else alarm.name]:
+    for remedy in REMEDIES[f"{alarm.name} ({alarm.network})" if alarm.network else alarm.name]:
         knob = remedy.knob
         if knob in steering.by_hand or (knob == "augment_p" and (not can_augment or steering.augment_p is not None)):
             continue

@@ -59,7 +59,7 @@ RULES = (
     Rule("D too strong", (Limit("accuracy_d", above=0.93, back=0.88), Limit("fooling_rate", below=0.02, back=0.05)),
          "D tells reals from fakes without effort, so G learns little from it."),
     Rule("G too strong", (Limit("accuracy_d", below=0.61, back=0.635),), "D cannot tell reals from fakes, so it teaches G nothing."),
-    Rule("D memorising", (Limit("holdout_gap_smooth", above=0.5, back=0.35),),
+    Rule("D memorising", (Limit("holdout_gap_smooth", above=0.5, back=0.35), Limit("accuracy_d", above=0.65, back=0.62)),
          "D takes held-out reals for fakes: it knows the training images by heart."),
     Rule("mode collapse", (Limit("diversity_pixels", below=0.35, back=0.5),), "All faces of G look alike.", grace=4.0),
     Rule("mode collapse", (Limit("diversity/*", below=0.35, back=0.5),), "The faces of one attribute combination look alike.",
@@ -73,6 +73,8 @@ RULES = (
     Rule("exploding", (Limit("weight_change_d", above=0.2, back=0.1),), "Each update rewrites D.", patience=0.25, grace=0.25),
     Rule("exploding", (Limit("weight_change_g", above=0.2, back=0.1),), "Each update rewrites G.", patience=0.25, grace=0.25),
     Rule("vanishing", (Limit("grad_norm_g", below=0.02, back=0.05, against_usual=True),), "Hardly any gradient reaches G."),
+    Rule("vanishing", (Limit("grad_norm_d", below=0.12, back=0.25, against_usual=True),),
+         "Hardly any gradient is left in D: it says the same of every image, as after updates far too large."),
     Rule("stalled", (Limit("movement", below=0.002, back=0.004), Limit("progress", below=0.9, back=1.0)), "G's faces no longer change."),
 )  # fmt: skip
 BY_KEY = {rule.key: rule for rule in RULES}
@@ -157,8 +159,8 @@ def observe(history: History, nimg: int, signals: Mapping[str, float], *, patien
                 smooth[name] = _toward(smooth.get(name, value), value, passed, half_life_nimg=half_life_nimg)
             seen[name] = nimg
     if {"logit_train", "logit_val", "logit_fake"} <= smooth.keys():  # the average of ratios would be ruled by small divisors
-        gap = abs(smooth["logit_train"] - smooth["logit_fake"])
-        smooth["holdout_gap_smooth"] = (smooth["logit_train"] - smooth["logit_val"]) / max(gap, 1e-3)
+        gap = smooth["logit_train"] - smooth["logit_fake"]
+        smooth["holdout_gap_smooth"] = (smooth["logit_train"] - smooth["logit_val"]) / gap if gap > 1e-3 else 0.0
     told = replace(history, smooth=smooth, usual=usual, seen_nimg=seen)
     return replace(told, alarms=_judge(told, nimg, patience_nimg))
 

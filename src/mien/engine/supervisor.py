@@ -17,6 +17,7 @@ from mien.runs import Run
 
 Say = Callable[[str], None]
 UNHEALTHY = ("exploding", "vanishing", "mode collapse")  # what a checkpoint to go back to must be free of, suspicions included
+BEYOND_KNOBS = ("mode collapse", "vanishing (D)")  # neither G nor D comes back from it
 
 
 class Collapsed(Exception):
@@ -105,8 +106,9 @@ class Supervisor:
                 self._tell("diagnosis", alarm.sentence(), diagnosis=alarm.title, evidence=facts, since_nimg=alarm.since_nimg)
         for title in sorted(before - {alarm.title for alarm in state.history.named}):
             self._tell("diagnosis", f"{title}: over.", diagnosis=title, over=True)
-        if balance.mode == "on" and any(alarm.name == "mode collapse" for alarm in state.history.named):
-            raise Collapsed(next(alarm.title for alarm in state.history.named if alarm.name == "mode collapse"))
+        lost = [alarm for alarm in state.history.named if alarm.title.startswith(BEYOND_KNOBS)]
+        if balance.mode == "on" and lost:
+            raise Collapsed(f"{lost[0].title} is beyond what a knob can mend")
         self._decide(knobs, advice=balance.mode == "watch")
 
     def _adapt(self, values: dict[str, float], images: int) -> None:
