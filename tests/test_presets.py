@@ -7,6 +7,7 @@ from engine.conftest import write_tiny_store
 from mien.config import DEFAULTS, flatten, preset_layers, preset_names, read_preset, resolve
 from mien.data.store import open_store
 from mien.engine import build
+from mien.engine.growth import follow
 from mien.engine.schedules import knobs_at
 from mien.engine.step import train_step
 
@@ -19,18 +20,29 @@ def store(tmp_path_factory):
     return open_store(write_tiny_store(tmp_path_factory.mktemp("data") / "tiny"))
 
 
+@pytest.fixture(scope="module")
+def larger_store(tmp_path_factory):
+    return open_store(write_tiny_store(tmp_path_factory.mktemp("data") / "larger", size=64))
+
+
 def test_the_recipes_of_the_five_seeds_and_the_demo_are_there():
     assert {"demo", "seed0", "seed1", "seed2", "seed3", "seed4"} <= set(preset_names())
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_a_preset_takes_two_steps(name, store):
+def test_a_preset_takes_two_steps(name, store, larger_store):
+    """At every size that it grows through, too."""
     config = resolve(name, SMALL).config
-    task = build.build_task(config, store, torch.device("cpu"))
-    state = build.build_state(config, size=store.size, attributes=len(task.data.attribute_names), device=torch.device("cpu"))
-    for _ in range(2):
-        signals = train_step(state, task, knobs_at(config, state.nimg))
-    assert all(torch.isfinite(value) for value in signals.values())
+    task = build.build_task(config, larger_store if config.growth.at_kimg else store, torch.device("cpu"))
+    names, size = task.data.attribute_names, task.plan.first.size
+    state = build.build_state(config, size=size, attributes=len(names), device=torch.device("cpu"))
+    for at_nimg in (0, *task.plan.at_nimg):
+        state.nimg = at_nimg
+        follow(state, task)
+        for _ in range(2):
+            signals = train_step(state, task, knobs_at(config, state.nimg))
+        assert all(torch.isfinite(value) for value in signals.values())
+    assert state.G.size == task.plan.sizes[-1]
 
 
 @pytest.mark.parametrize("name", preset_names())

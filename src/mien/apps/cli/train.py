@@ -19,21 +19,27 @@ if TYPE_CHECKING:
     from mien.engine.session import Session
 
 
+FROM_HELP = "Begin a new run with another's weights; without --preset, with its recipe too. What does not fit is named and learnt anew."
 SET_HELP = "Override one key of the recipe, e.g. optimizer.lr_g=1e-4 (keys: 'mien presets NAME --all')."
 
 
 def train(
-    data: Annotated[Path, typer.Argument(help="A prepared data store (mien data prepare).")],
+    data: Annotated[list[Path], typer.Argument(help="A prepared data store (mien data prepare); to grow, the same faces in each size.")],
     preset: Annotated[str | None, typer.Option(help="A recipe's name ('mien presets' lists them) or a .toml file.")] = None,
     run: Annotated[Path | None, typer.Option(help="Run directory. [default: runs/PRESET-DATA-SEED]")] = None,
     images: Annotated[str | None, typer.Option(help="Length of the run in real images shown, e.g. 300k or 2M.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help=SET_HELP)] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps. [default: the best there is]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random in the run.")] = None,
+    from_: Annotated[str | None, typer.Option("--from", metavar="MODEL|RUN", help=FROM_HELP)] = None,
 ) -> None:
     """Train a conditional face GAN. The same command again resumes it.
 
     mien train stores/celeba64 --preset seed0 --images 2M
+
+    mien train stores/celeba64 stores/celeba128 --preset stable128-progressive
+
+    mien train stores/celeba64 --from runs/old --set model.discriminator.minibatch_stddev=4
     """
     from mien import config
 
@@ -42,24 +48,54 @@ def train(
         overrides.append(("train.images", config.parse_count(images)))
     if seed is not None:
         overrides.append(("train.seed", seed))
-    recipe = config.resolve(preset, overrides)
-    path = run or Path("runs") / f"{Path(preset).stem if preset else 'default'}-{data.resolve().name}-s{recipe.config.train.seed}"
-    start(data, recipe, path, device)
+    inherited = inherit(from_, run) if from_ is not None and preset is None else {}
+    recipe = config.resolve(preset, [*inherited.items(), *overrides])
+    own = {text.partition("=")[0].strip() if isinstance(text, str) else text[0] for text in overrides}
+    recipe.provenance.update({key: f"from {from_}" for key in inherited if key not in own})
+    kind = Path(preset).stem if preset else "default" if from_ is None else f"from-{Path(from_).stem.replace(':', '-')}"
+    path = run or Path("runs") / f"{kind}-{data[-1].resolve().name}-s{recipe.config.train.seed}"
+    start(data, recipe, path, device, begin_from=from_)
 
 
-def start(data: Path, recipe: Recipe, path: Path, device_name: str | None) -> None:
+def inherit(name: str, run: Path | None) -> dict[str, Any]:
+    """The flat recipe of what --from names, where no preset is given: a run's own, or the generator that a snapshot states.
+
+    A run that began from `name` earlier is asked first: it knows, also when `name` is gone.
+    """
+    from mien.config import DEFAULTS, flatten
+    from mien.runs import Run, read_json
+
+    said = (read_json(run / "config.json") if run is not None else None) or {}
+    if (said.get("from") or {}).get("name") == name:
+        return {key: value for key, value in flatten(said["config"]).items() if key in DEFAULTS}
+    if (Path(name) / "config.json").is_file():
+        model = flatten(Run.open(name).config.get("config", {}))
+    else:
+        from mien.explore.load import find_snapshot
+
+        meta = read_json(find_snapshot(name).with_suffix(".json")) or {}
+        model = flatten({"model": {"family": meta.get("family", "dcgan"), "generator": meta.get("options", {})}})
+        model["data.attributes"] = meta.get("attributes")
+    return {key: value for key, value in model.items() if key in DEFAULTS and not key.startswith(("growth.", "surgery."))}
+
+
+def start(data: list[Path], recipe: Recipe, path: Path, device_name: str | None, *, begin_from: str | None = None) -> None:
     from mien.apps.cli import console
     from mien.data.store import open_store
     from mien.engine import build, session
+    from mien.engine.surgery import Origin
+    from mien.explore.load import find_snapshot
 
-    store, device = open_store(data), build.choose_device(device_name)
+    *smaller, store = sorted((open_store(each) for each in data), key=lambda store: store.size)
+    device = build.choose_device(device_name)
+    origin = None if begin_from is None else Origin(begin_from, find_snapshot)
     if recipe.config.eval.every_kimg > 0:
         from mien.apps.cli.evaluate import check_settings
 
         check_settings(recipe.config.eval, store)  # now, not at the first score an hour from here
     begun: Session | None = None
     try:
-        begun = session.open_session(path, recipe, store, device=device, command=sys.argv, say=console.note)
+        begun = session.open_session(path, recipe, store, device=device, smaller=smaller, origin=origin, command=sys.argv, say=console.note)
         log = Log(path / "log.txt")
         log.say(_opening(begun, store))
         finished = _train(begun, store, log)
@@ -96,8 +132,9 @@ def _opening(begun: Session, store: FaceStore) -> str:
     what = "Resuming" if begun.resumed else "Training"
     names = ", ".join(begun.meta["attributes"]) or "none"
     where = f"{machine.get('gpu', machine['device'])} ({machine['threads']} threads)"
+    sizes = f"{begun.state.G.size} px" + (f", growing to {store.size} px" if begun.state.G.size < store.size else "")
     return (
-        f"{what} {begun.run.path}: {begun.task.data.count:,} faces at {store.size} px, attributes {names}; "
+        f"{what} {begun.run.path}: {begun.task.data.count:,} faces at {sizes}, attributes {names}; "
         f"{begun.state.nimg:,} of {config.train.images:,} images seen; {where}."
     )
 
@@ -132,7 +169,8 @@ def _scorer(begun: Session, store: FaceStore, log: Log) -> Callable[[Path, int],
         if due(settings.every_kimg, last, nimg):
             from mien.apps.cli.evaluate import score_snapshot
 
-            log.say(score_snapshot(begun.run, path, store, settings, nimg=nimg))
+            same_size = [each for each in begun.task.faces.stores if each.size == begun.state.ema.size]  # a run may grow
+            log.say(score_snapshot(begun.run, path, [store, *same_size][-1], settings, nimg=nimg))
         last = nimg
 
     return on_snapshot
