@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,12 @@ class Layout:
         step = self.cell_px + self.padding_px
         left, top = self.padding_px + column * step, self.padding_px + row * step
         return left, top, left + self.cell_px, top + self.cell_px
+
+
+    def fitting(self, width_px: int) -> Layout:
+        """The layout of a picture this wide: the same rows and columns, in cells that fill it."""
+        cell, rest = divmod(width_px - self.padding_px, self.columns)
+        return replace(self, cell_px=cell - self.padding_px) if rest == 0 and cell > self.padding_px else self
 
 
 def layout(folder: Path) -> Layout | None:
@@ -68,16 +74,23 @@ def read(path: Path) -> Image | None:
 
 
 def cells(grid: Image, where: Layout, places: Sequence[tuple[int, int]], *, across: int, gap_px: int = 2) -> Image | None:
-    """A new picture of the named (row, column) cells, `across` to a line; None when the grid does not hold them all."""
+    """A new picture of the named (row, column) cells, `across` to a line; None when the grid does not hold them all.
+
+    A grid with cells of another size, as a run draws before it has grown, gives them enlarged to the layout's.
+    """
     from PIL import Image
 
-    boxes = [where.box(*place) for place in places]
+    its_own = where.fitting(grid.width)
+    boxes = [its_own.box(*place) for place in places]
     if not boxes or max(box[2] for box in boxes) > grid.width or max(box[3] for box in boxes) > grid.height:
         return None
     step, lines = where.cell_px + gap_px, -(-len(boxes) // across)
     out = Image.new("RGBA", (min(across, len(boxes)) * step - gap_px, lines * step - gap_px), (0, 0, 0, 0))
     for i, box in enumerate(boxes):
-        out.paste(grid.crop(box), (i % across * step, i // across * step))
+        cell = grid.crop(box)
+        if its_own != where:
+            cell = cell.resize((where.cell_px, where.cell_px), Image.Resampling.NEAREST)
+        out.paste(cell, (i % across * step, i // across * step))
     return out
 
 
