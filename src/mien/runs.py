@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 FORMAT = "mien-run/1"
 REALS_OWN = "the reals' own"  # conditions drawn as the reference has them
-SAME_PROTOCOL = ("store", "crop", "size", "split", "n_real", "n_fake", "features", "weights_sha256", "ema", "truncation", "conditions")
+SAME_PROTOCOL = ("store", "crop", "size", "split", "n_real", "n_fake", "features", "weights_sha256", "ema", "truncation", "conditions",
+                 "trained_on")  # fmt: skip
 _STARTED_S = time.time()
 STALE_AFTER_S = 600  # a "running" status older than this on another machine is taken for dead
 

@@ -105,6 +105,19 @@ def test_count_is_capped_and_said(toys, toy_store):
     assert score.protocol.n_real == score.protocol.n_fake == 400 and "test has 400 images" in score.details["notes"][0]
 
 
+def test_a_model_that_was_trained_on_the_features_says_so(toys, toy_store):
+    """loss.perceptual looks at the judge's features, so that a score in them measures how well it was obeyed."""
+    plain = toys.generator()
+    taught = dataclasses.replace(plain, meta={**plain.meta, "trained_on": ["face", "random"]})
+    asked = {**COMMON, "cache": False}
+    said, unsaid = (evaluate(model, toy_store, metrics=["kid"], **asked)[0] for model in (taught, plain))
+    assert said.protocol.trained_on == "random" and "TRAINED on them" in str(said)
+    assert any("--features inception-768" in note for note in said.details["notes"])
+    assert unsaid.protocol.trained_on is None and "TRAINED" not in str(unsaid) and said.value == unsaid.value
+    other = evaluate(taught, toy_store, metrics=["kid"], **{**asked, "features": "pixels"})[0]
+    assert other.protocol.trained_on is None
+
+
 def test_a_store_scored_with_itself_and_with_its_other_half(toys, toy_store):
     same = by_name(evaluate(toy_store, toy_store, metrics=["fd", "kid"], **COMMON))
     assert same["fd-random"].value == pytest.approx(0, abs=1e-8) and same["fd-random"].floor > 0

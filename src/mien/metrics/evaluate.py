@@ -86,7 +86,8 @@ def _protocol(subject: Subject) -> Protocol:
                         n_real=len(subject.real), n_fake=len(subject.fake), features=subject.extractor.name,
                         weights_sha256=subject.extractor.weights_sha256, model=subject.name, nimg=meta.get("nimg"),
                         ema=None if "ema" not in meta else bool(meta["ema"]), truncation=subject.truncation, seed=subject.seed,
-                        conditions=subject.conditions, device=subject.extractor.device)
+                        conditions=subject.conditions, device=subject.extractor.device,
+                        trained_on=subject.extractor.name if subject.extractor.name in meta.get("trained_on", ()) else None)
 
 
 def _compared(subject: Subject, function: Callable[..., dict[str, Estimate]], names: dict[str, str]) -> Found:

@@ -36,7 +36,8 @@ class Protocol:
 
     store: digest of the reference data; data: its folder's name. n_real, n_fake: images on either side. features and weights_sha256: the
     feature space. ema: whether the generator is the averaged one (None: unknown, or no generator). truncation: scale of the latents.
-    conditions: the law of the attributes asked for. nimg: images the model was trained on.
+    conditions: the law of the attributes asked for. nimg: images the model was trained on. trained_on: `features`, when the model's own
+    loss looked at them, so that a score in them is no measure of faces; None otherwise.
     """
 
     store: str
@@ -55,6 +56,7 @@ class Protocol:
     seed: int
     conditions: str
     device: str
+    trained_on: str | None = None
     mien: str = mien.__version__
     torch: str = ""
     date: str = ""
@@ -71,8 +73,9 @@ class Protocol:
         weights = f" {self.weights_sha256[:8]}" if self.weights_sha256 else ""
         ema = {True: "EMA weights", False: "raw weights", None: "as given"}[self.ema]
         truncation = "" if self.truncation == 1 else f", truncation {self.truncation:g}"
+        told = " (the model was TRAINED on them)" if self.trained_on else ""
         return (f"{self.n_fake:,} of {self.model} ({ema}{truncation}, seed {self.seed}, attributes {self.conditions}) v {self.n_real:,} of "
-                f"{self.data} {self.split} ({self.store[:8]}, {self.crop}, {self.size} px); features {self.features}{weights}; "
+                f"{self.data} {self.split} ({self.store[:8]}, {self.crop}, {self.size} px); features {self.features}{weights}{told}; "
                 f"mien {self.mien}, torch {self.torch}, {self.device}, {self.date}")
 
 

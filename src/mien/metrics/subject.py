@@ -207,11 +207,14 @@ def _same_size(size: int, store: FaceStore, what: str) -> None:
 
 
 def _other_data(meta: dict[str, Any], store: FaceStore) -> list[str]:
-    """Words about a model trained on other data than it is scored with."""
+    """Words about a model trained on other data than it is scored with, or on the very features."""
     trained = meta.get("store") or {}
     notes = []
     if trained.get("crop") not in (None, store.crop):
         notes.append(f"the model was trained with crop {trained['crop']}, the reference has {store.crop}: this alone costs much")
     if trained.get("digest") not in (None, store.digest):
         notes.append("the model was trained on another store: memorisation is measured against this one's training images")
+    if "face" in meta.get("trained_on", ()):
+        notes.append("the model was trained on the face features themselves (loss.perceptual): scores in them, and control, flatter it; "
+                     "judge it by --features inception-768")
     return notes
