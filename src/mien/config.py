@@ -15,7 +15,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from mien.errors import UserError, did_you_mean
-from mien.sections import Config, parse_count
+from mien.fields import parse_count
+from mien.sections import Config
 
 __all__ = ["Config", "Recipe", "parse_count", "resolve"]
 

@@ -2,67 +2,12 @@
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from mien.errors import UserError
-
-SUFFIXES = {"k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
-
-
-def parse_count(text: str | int | float) -> int:
-    """'300k' -> 300000, '2M' -> 2000000, '1.5M' -> 1500000, 64 -> 64. Raises UserError for anything else."""
-    word = str(text).strip().lower().replace("_", "").replace(",", "")
-    scale = SUFFIXES.get(word[-1:], 1)
-    try:
-        value = Decimal(word[:-1] if scale > 1 else word) * scale  # exact: as floats, 4.1 times a million is no whole number
-        if value != int(value) or abs(value) >= 2**53:
-            raise ValueError
-        return int(value)
-    except (ValueError, OverflowError, InvalidOperation):
-        raise UserError(f"{text!r} is not a count: write 64, 300k or 2M.") from None
-
-
-def _count(value: Any) -> Any:
-    try:
-        return parse_count(value)
-    except UserError as error:
-        raise ValueError(str(error)) from None
-
-
-Count = Annotated[int, BeforeValidator(_count), Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Below1 = Annotated[float, Field(ge=0, lt=1)]
-Rate = Annotated[float, Field(gt=0)]
-Period = Annotated[float, Field(ge=0.001)]  # in kimg: one image at least
-NonNegative = Annotated[float, Field(ge=0)]
-
-
-def _balance(value: Any) -> Any:
-    """Refuses anything but a law's name or a table {'Male=1,Smiling=0': factor}; a table's keys in one spelling."""
-    if not isinstance(value, dict):
-        if value not in ("none", "uniform"):
-            raise ValueError("say none, uniform, or give a table of factors such as {\"Male=1,Smiling=0\" = 2.0}")
-        return value
-    table = {}
-    for key, factor in value.items():
-        facts = [tuple(part.strip() for part in fact.partition("=")) for fact in str(key).split(",")]
-        names = [name for name, _, _ in facts]
-        if any(not name or word not in ("0", "1") for name, _, word in facts) or len(set(names)) < len(names):
-            raise ValueError(f"{key!r} is not a combination of attributes: write NAME=1, or several as Male=1,Smiling=0")
-        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 <= factor < float("inf"):
-            raise ValueError(f"the factor of {key!r} is {factor!r}: write a number of 0 or more")
-        table[",".join(f"{name}={word}" for name, _, word in facts)] = float(factor)
-    if not table:
-        raise ValueError("the table of factors is empty: say none, or give it a line such as {\"Male=1,Smiling=0\" = 2.0}")
-    return table
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+from mien.fields import Below1, Count, NonNegative, Period, Rate, Section, Share, balance_law
 
 
 class Data(Section):
@@ -70,47 +15,84 @@ class Data(Section):
     """The condition, by name; None takes every attribute of the store, [] trains without conditions."""
     flip: bool = True
     """Mirror each training image with probability 1/2."""
-    balance: Annotated[Literal["none", "uniform"] | dict[str, NonNegative], BeforeValidator(_balance)] = "none"
+    balance: Annotated[Literal["none", "uniform"] | dict[str, NonNegative], BeforeValidator(balance_law)] = "none"
     """How often images are drawn: as they are in the data; every combination of the condition equally often; or by factors,
     {"Young=0" = 3.0, "Male=1,Smiling=0" = 2.0}: an image is drawn as many times as often as the product of what fits it says.
     Any attribute of the store may be named. The condition drawn for G follows the same law."""
 
 
-class Generator(Section):
+class Only:
+    """Marks a key of the networks that only these families have."""
+
+    def __init__(self, *families: str):
+        self.families = families
+
+
+class Network(Section):
+    """The keys of every family's network, side by side. One without `Only` belongs to all families."""
+
+    @classmethod
+    def families_of(cls, key: str) -> tuple[str, ...]:
+        """The families that have this key; () for all."""
+        return next((mark.families for mark in cls.model_fields[key].metadata if isinstance(mark, Only)), ())
+
+    def options(self, family: str) -> dict[str, Any]:
+        """The values of the keys that `family` has: what its constructor takes."""
+        return {key: value for key, value in self if family in (self.families_of(key) or (family,))}
+
+    def strange(self, family: str) -> list[str]:
+        """Keys that `family` lacks, yet say something other than their default."""
+        own = self.options(family)
+        return [key for key, value in self if key not in own and value != type(self).model_fields[key].default]
+
+
+class Generator(Network):
     width: Annotated[int, Field(ge=4, le=4096)] = 512
     """Channels of the 4x4 map, halved at each doubling of the size."""
     z_dim: Annotated[int, Field(ge=1, le=4096)] = 100
-    stem: Literal["linear", "transpose"] = "transpose"
-    norm: Literal["batch", "none"] = "batch"
-    head: Literal["transpose", "conv"] = "transpose"
-    condition: Literal["none", "concat"] = "concat"
-    init: Literal["normal", "xavier", "he", "orthogonal"] = "normal"
+    stem: Annotated[Literal["linear", "transpose"], Only("dcgan")] = "transpose"
+    norm: Annotated[Literal["batch", "none"], Only("dcgan", "resnet")] = "batch"
+    spectral: Annotated[bool, Only("resnet")] = False
+    """Spectral norm on every weight (Zhang 2019, section 3.1)."""
+    attention: Annotated[int, Field(ge=0), Only("resnet")] = 0
+    """Side of the map on which self-attention works; 0 leaves it out."""
+    head: Annotated[Literal["transpose", "conv"], Only("dcgan")] = "transpose"
+    condition: Literal["none", "concat", "norm"] = "concat"
+    """How attributes come in: beside the latent, or (resnet) as gain and bias of each batch norm."""
+    init: Annotated[Literal["normal", "xavier", "he", "orthogonal"], Only("dcgan", "resnet")] = "normal"
     min_width: Annotated[int, Field(ge=1)] = 16
     """Fewest channels of a hidden map."""
 
 
-class Discriminator(Section):
+class Discriminator(Network):
     width: Annotated[int, Field(ge=4, le=4096)] = 512
-    norm: Literal["none", "batch", "spectral", "batch+spectral"] = "batch"
+    norm: Annotated[Literal["none", "batch", "spectral", "batch+spectral"], Only("dcgan", "resnet")] = "batch"
+    attention: Annotated[int, Field(ge=0), Only("resnet")] = 0
     condition: Literal["none", "channels", "projection"] = "channels"
-    head: Literal["sum", "conv"] = "conv"
-    dropout: Below1 = 0.0
-    spatial_dropout: Below1 = 0.0
+    head: Annotated[Literal["sum", "conv"], Only("dcgan", "resnet")] = "conv"
+    dropout: Annotated[Below1, Only("dcgan")] = 0.0
+    spatial_dropout: Annotated[Below1, Only("dcgan")] = 0.0
     input_noise: NonNegative = 0.0
     """Standard deviation of Gaussian noise on D's input, in units of the [-1, 1] pixels."""
-    minibatch_stddev: Annotated[int, Field(ge=0)] = 0
+    minibatch_stddev: Annotated[int, Field(ge=0), Only("dcgan")] = 0
     """Group size of the minibatch-stddev layer; 0 leaves it out."""
-    minibatch_discrimination: Annotated[int, Field(ge=0)] = 0
+    minibatch_discrimination: Annotated[int, Field(ge=0), Only("dcgan")] = 0
     """Number of kernels of the minibatch-discrimination layer (Salimans 2016); 0 leaves it out."""
-    leak: Share = 0.2
-    init: Literal["normal", "xavier", "he", "orthogonal"] = "normal"
+    leak: Annotated[Share, Only("dcgan")] = 0.2
+    init: Annotated[Literal["normal", "xavier", "he", "orthogonal"], Only("dcgan", "resnet")] = "normal"
     min_width: Annotated[int, Field(ge=1)] = 16
 
 
 class Model(Section):
-    family: Literal["dcgan"] = "dcgan"
+    family: Literal["dcgan", "resnet", "r3", "style"] = "dcgan"
     generator: Generator = Generator()
     discriminator: Discriminator = Discriminator()
+
+    def generator_options(self) -> dict[str, Any]:
+        return self.generator.options(self.family)
+
+    def discriminator_options(self) -> dict[str, Any]:
+        return self.discriminator.options(self.family)
 
 
 class Loss(Section):
@@ -326,11 +308,24 @@ class Config(Section):
         if self.schedule.noise_final != 1 and not self.model.discriminator.input_noise:
             raise ValueError("schedule.noise_final has no noise to change: set model.discriminator.input_noise")
         weights = self.regularizer.consistency
-        if (weights.real or weights.fake) and "batch" in self.model.discriminator.norm and not self.train.separate_batches:
+        batch_norm = "batch" in self.model.discriminator_options().get("norm", "none")
+        if (weights.real or weights.fake) and batch_norm and not self.train.separate_batches:
             raise ValueError("regularizer.consistency compares D's logits of reals and of fakes apart; with batch norm in D they depend on "
                              "what else is in the batch: set train.separate_batches=true")  # fmt: skip
+        self._check_family()
         self._check_minibatch_layers()
         return self
+
+    def _check_family(self) -> None:
+        """Nothing is said that the family would not hear."""
+        family = self.model.family
+        for role, network in (("generator", self.model.generator), ("discriminator", self.model.discriminator)):
+            for key in network.strange(family):
+                owners, default = " or ".join(network.families_of(key)), type(network).model_fields[key].default
+                raise ValueError(f"model.{role}.{key} belongs to model.family={owners}, not {family}: "
+                                 f"leave it out, or set it back to {default!r}")  # fmt: skip
+        if self.growth.at_kimg and family != "dcgan":
+            raise ValueError(f"growth.at_kimg: networks of the {family} family cannot grow, those of dcgan can")
 
     def _check_minibatch_layers(self) -> None:
         """What a minibatch layer sees must be alike in D's step and in G's, where there are only fakes."""

@@ -118,8 +118,8 @@ def build_state(config: Config, *, size: int, attributes: int, device: torch.dev
     """Fresh networks and optimisers, a function of the seed."""
     torch.manual_seed(config.train.seed)
     model = config.model
-    G = build_generator(model.family, size=size, attributes=attributes, options=model.generator.model_dump())
-    D = build_discriminator(model.family, size=size, attributes=attributes, options=model.discriminator.model_dump())
+    G = build_generator(model.family, size=size, attributes=attributes, options=model.generator_options())
+    D = build_discriminator(model.family, size=size, attributes=attributes, options=model.discriminator_options())
     G, D = G.to(device).to(memory_format=torch.channels_last), D.to(device).to(memory_format=torch.channels_last)
     ema = copy.deepcopy(G).eval().requires_grad_(False)
     o = config.optimizer
@@ -181,7 +181,7 @@ def snapshot_meta(config: Config, store: FaceStore, names: tuple[str, ...], *, p
     """What every snapshot of a run says beside its weights, but for nimg."""
     return {
         "family": config.model.family,
-        "options": config.model.generator.model_dump(),
+        "options": config.model.generator_options(),
         "size": store.size,
         "attributes": list(names),
         "attribute_table": [[list(row), share] for row, share in store.attribute_table(names, "train")],

@@ -110,7 +110,7 @@ def follow(state: TrainState, task: Task) -> str | None:
 
 def grow(state: TrainState, config: Config) -> None:
     """Twice the size, at alpha 0."""
-    family, g, d = config.model.family, config.model.generator.model_dump(), config.model.discriminator.model_dump()
+    family, g, d = config.model.family, config.model.generator_options(), config.model.discriminator_options()
     before = {id(tensor) for net in (state.G, state.D) for tensor in net.parameters()}
     torch.manual_seed(step_seed(config.train.seed, state.nimg, -2))
     generator = grown_generator(state.G, family=family, options=g)
@@ -126,7 +126,7 @@ def grow(state: TrainState, config: Config) -> None:
 
 def settle(state: TrainState, config: Config) -> None:
     """From alpha 1 to the plain networks."""
-    family, g, d = config.model.family, config.model.generator.model_dump(), config.model.discriminator.model_dump()
+    family, g, d = config.model.family, config.model.generator_options(), config.model.discriminator_options()
     assert isinstance(state.G, FadingGenerator) and isinstance(state.D, FadingDiscriminator) and isinstance(state.ema, FadingGenerator)
     state.G, state.ema = (settled_generator(net, family=family, options=g) for net in (state.G, state.ema))
     state.D = settled_discriminator(state.D, family=family, options=d)

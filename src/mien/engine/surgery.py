@@ -97,7 +97,7 @@ def _read_checkpoint(run: Run, path: Path) -> Source:
     phase = plan_of(config, said["store"]["size"]).at(int(plain["nimg"]))
     if phase.fading:
         raise _is_growing(str(run.path), phase.size)
-    family, g, d = config.model.family, config.model.generator.model_dump(), config.model.discriminator.model_dump()
+    family, g, d = config.model.family, config.model.generator_options(), config.model.discriminator_options()
     G, ema = (build_generator(family, size=phase.size, attributes=len(names), options=g) for _ in range(2))
     D = build_discriminator(family, size=phase.size, attributes=len(names), options=d)
     for role, net in (("G", G), ("ema", ema), ("D", D)):
