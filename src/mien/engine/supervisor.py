@@ -108,7 +108,7 @@ class Supervisor:
             self._tell("diagnosis", f"{title}: over.", diagnosis=title, over=True)
         lost = [alarm for alarm in state.history.named if alarm.title.startswith(BEYOND_KNOBS)]
         if balance.mode == "on" and lost:
-            raise Collapsed(f"{lost[0].title} is beyond what a knob can mend")
+            raise Collapsed(lost[0].title)
         self._decide(knobs, advice=balance.mode == "watch")
 
     def _adapt(self, values: dict[str, float], images: int) -> None:
