@@ -10,7 +10,7 @@ import pytest
 
 CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
                   "--disable-component-update", "--disable-sync"]  # fmt: skip
-PATIENCE_MS = 60_000  # a browser on a machine that is busy with other tests
+PATIENCE_MS = 30_000  # a browser on a machine that is busy with other tests
 
 
 class Served:

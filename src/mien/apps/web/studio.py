@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mien.explore.load import LoadedGenerator
 
 KEPT = 3  # loaded generators; the one used longest ago goes
+SMALL_PX = 64
 LOOK_S = 0.02  # between looks whether a request that waits is still wanted
 
 
@@ -37,6 +38,8 @@ class _Loading:
             from mien.explore.load import load_generator
 
             self.generator = load_generator(self.path)
+            if self.generator.size <= SMALL_PX:
+                _one_thread()
         except Exception as error:
             self.error = error
         finally:
@@ -114,6 +117,13 @@ class Studio:
             self.begin(model)
         else:
             threading.Thread(target=_import_torch, daemon=True, name="import torch").start()
+
+
+def _one_thread() -> None:
+    """For small faces: they are drawn few at a time, perhaps beside a run that trains, and threads that wait for one another are slower."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def _import_torch() -> None:

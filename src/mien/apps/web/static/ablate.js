@@ -12,7 +12,7 @@ export function ablate(root, shared) {
   const part = el('select', {onchange: () => { const it = found?.parts.find(each => each.name === part.value); if (it) go(it.x, it.y); }});
   const across = slider('Across', {min: 0, max: 1, step: 0.02, value: 0.5, oninput: () => go(across.value, down.value)});
   const down = slider('Down', {min: 0, max: 1, step: 0.02, value: 0.7, oninput: () => go(across.value, down.value)});
-  const where = choices('Change them', [['here', 'only there'], ['all', 'everywhere']], 'all', () => { chosen.forEach(each => { each.region = where.value === 'here' ? each.at : null; }); draw(); });
+  const where = choices('Change them', [['here', 'only there'], ['all', 'everywhere']], 'here', () => { chosen.forEach(each => { each.region = where.value === 'here' ? each.at : null; }); draw(); });
   const times = slider('Times', {min: 0, max: 3, step: 0.1, value: 0, oninput: () => draw(), hint: '0 switches a channel off, 1 leaves it, more makes it stronger.'});
   const list = el('fieldset.list.channels', {}, el('legend', {}, 'Channels that draw it'));
   const so = el('div');
