@@ -145,7 +145,7 @@ class Loop:
         state, balance = self.state, self.task.config.balance
         path = checkpoint.newest_healthy(self.run.checkpoints())
         if balance.mode != "on" or path is None or state.rollbacks >= balance.max_rollbacks:
-            tried = f" after {state.rollbacks} rollback{'s'[: state.rollbacks > 1]}" if state.rollbacks else ""
+            tried = f" after {state.rollbacks} rollback{'s' if state.rollbacks > 1 else ''}" if state.rollbacks else ""
             raise TrainingFailed(self._farewell(f"{sickness}{tried}")) from None
         failed_nimg, usual = state.nimg, state.history.usual
         rollbacks, calm, salt = state.rollbacks + 1, state.steering.calm / 2, state.noise_salt + 1
