@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from mien.engine.state import TrainState
+from mien.models.growth import FadingGenerator
+
 
 def ema_decay(*, images: int, nimg: int, half_life_kimg: float, ramp: float) -> float:
     """The factor that the average keeps when `images` more have been shown, `nimg` of them in all.
@@ -15,6 +18,19 @@ def ema_decay(*, images: int, nimg: int, half_life_kimg: float, ramp: float) -> 
     if ramp > 0:
         half_life_nimg = min(half_life_nimg, ramp * nimg)
     return 0.5 ** (images / half_life_nimg) if half_life_nimg > 0 else 0.0
+
+
+def average(s: TrainState, *, images: int, half_life_kimg: float, ramp: float) -> None:
+    """Bring `s.ema` up to `s.G` after a step of `images`. Blocks that are being faded in have an average as young as they are.
+
+    Were it as old as the rest of the network, it would still hold their first random weights when they have faded in.
+    """
+    beta = ema_decay(images=images, nimg=s.origin_nimg + s.nimg, half_life_kimg=half_life_kimg, ramp=ramp)
+    ema_update(s.ema, s.G, beta)
+    if isinstance(s.G, FadingGenerator) and isinstance(s.ema, FadingGenerator):
+        young = ema_decay(images=images, nimg=s.nimg - max(s.warming.values()), half_life_kimg=half_life_kimg, ramp=ramp)
+        if young < beta:
+            ema_update(s.ema.new_blocks, s.G.new_blocks, young / beta)  # after the first update, this makes beta into young
 
 
 @torch.no_grad()

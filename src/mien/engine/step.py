@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mien.engine.ema import ema_decay, ema_update
+from mien.engine.ema import average
 from mien.engine.penalties import compare_logits, penalties
 from mien.engine.schedules import Knobs
 from mien.engine.signals import discriminator_signals, generator_signals, mean_of
@@ -58,9 +58,7 @@ def train_step(s: TrainState, task: Task, knobs: Knobs, *, measure: bool = False
         signals |= update_g(s, task, knobs, batch, measure)
     s.D.requires_grad_(True)
 
-    images, ramp = s.nimg - begun_nimg, task.config.ema.ramp
-    beta = ema_decay(images=images, nimg=s.origin_nimg + s.nimg, half_life_kimg=knobs.ema_half_life_kimg, ramp=ramp)
-    ema_update(s.ema, s.G, beta)
+    average(s, images=s.nimg - begun_nimg, half_life_kimg=knobs.ema_half_life_kimg, ramp=task.config.ema.ramp)
     return signals
 
 
