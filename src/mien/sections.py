@@ -303,6 +303,8 @@ class Config(Section):
             raise ValueError(f"loss.real_label, label_noise and label_flip belong to loss.name=bce, not {self.loss.name}")
         if self.augment.p > 0 and not self.augment.ops:
             raise ValueError("augment.p is above 0 but augment.ops is empty: name the operations")
+        if self.surgery.freeze_d and self.growth.at_kimg:
+            raise ValueError("surgery.freeze_d keeps D's blocks nearest the image, and growth.at_kimg replaces them: leave one out")
         if self.augment.mode == "adaptive" and not self.augment.ops:
             raise ValueError("augment.mode=adaptive needs augment.ops: name the operations")
         if self.schedule.noise_final != 1 and not self.model.discriminator.input_noise:
