@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from mien.data.formats import CELEBA_CROPS, check_crop, crop_box, is_framed
+from mien.data.formats import CELEBA_CROPS, check_crop, is_framed, render
 from mien.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -173,8 +173,7 @@ def align(photo: np.ndarray, *, crop: str, size: int, method: str = "auto") -> A
                             "around the head yourself and say --crop square.")  # fmt: skip
         how = "aligned by the eyes" if face.eyes == 2 else "aligned by the face's outline, the eyes were not found"
         return Aligned(_sample(photo, face.frame_to_photo, CELEBA_CROPS[chosen], (size, size)), how, face)
-    box = crop_box(chosen, width, height)
-    picture = Image.fromarray(photo).resize((size, size), Image.Resampling.LANCZOS, box=box)
+    picture = render(Image.fromarray(photo), crop=chosen, size=size, allow_upscale=True)  # pixel for pixel as a store has it
     words = {"square": "the middle square", "whole": "the whole picture"}
     return Aligned(np.array(picture), words.get(chosen, f"cropped as {chosen}, from CelebA's frame"), None)
 
