@@ -42,6 +42,16 @@ def test_what_is_no_count(text):
         ("model.discriminator.dropout=1", "less than 1"),
         ("schedule.step_kimg=0.0001", "schedule.step_kimg"),
         ("model.generator=3", "unknown key model.generator"),
+        ("data.balance=even", "say none, uniform, or give a table"),
+        ('data.balance={"Male" = 2.0}', "is not a combination"),
+        ('data.balance={"Male=2" = 2.0}', "is not a combination"),
+        ('data.balance={"Male=1,Male=0" = 2.0}', "is not a combination"),
+        ('data.balance={"Male=1" = -1.0}', "write a number of 0 or more"),
+        ('data.balance={"Male=1" = "much"}', "write a number of 0 or more"),
+        ("data.balance={}", "empty"),
+        ("schedule.noise_final=0.1", "set model.discriminator.input_noise"),
+        ("regularizer.consistency.real=10", "train.separate_batches=true"),
+        ("regularizer.consistency.ops=[]", "regularizer.consistency.ops"),
     ],
 )
 def test_a_wrong_override_gets_one_line(override, says):
@@ -129,3 +139,15 @@ def test_a_preset_file_may_name_another_beside_it(tmp_path, monkeypatch):
     (tmp_path / "odd.toml").write_bytes(b"\xff\xfe = 1\n")
     with pytest.raises(UserError, match="not valid TOML"):
         config.resolve("odd.toml")
+
+
+def test_factors_of_balance_from_a_preset_and_from_the_command_line(tmp_path):
+    (tmp_path / "mine.toml").write_text('[data.balance]\n"Young = 0" = 3\n"Male=1, Smiling=0" = 2.0\n')
+    recipe = config.resolve(str(tmp_path / "mine.toml"))
+    assert recipe.config.data.balance == {"Young=0": 3.0, "Male=1,Smiling=0": 2.0}
+    assert recipe.provenance["data.balance"].endswith("mine.toml")
+    assert config.validate(recipe.config.model_dump(mode="json")) == recipe.config
+    said = config.resolve(None, ['data.balance={"Male=1,Smiling=0" = 2.0}']).config
+    assert said.data.balance == {"Male=1,Smiling=0": 2.0}
+    changed = config.differences(recipe.config.model_dump(), said.model_dump())
+    assert len(changed) == 1 and changed[0].startswith("data.balance: {'Young=0': 3.0")

@@ -14,10 +14,12 @@ from mien.engine.step import train_step
 SMALL = ("model.generator.width=16", "model.discriminator.width=16", "model.generator.min_width=8",
          "model.discriminator.min_width=8", "train.batch=8")  # fmt: skip
 
+SIX = ("Male", "Smiling", "Young", "Attractive", "No_Beard", "Wavy_Hair")
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    return open_store(write_tiny_store(tmp_path_factory.mktemp("data") / "tiny"))
+    return open_store(write_tiny_store(tmp_path_factory.mktemp("data") / "tiny", attributes=SIX))
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,19 @@ def test_a_preset_takes_two_steps(name, store, larger_store):
             signals = train_step(state, task, knobs_at(config, state.nimg))
         assert all(torch.isfinite(value) for value in signals.values())
     assert state.G.size == task.plan.sizes[-1]
+
+
+def test_seed_0s_story_is_told_in_order():
+    """What each of its eight runs changed, and that each goes on from the one before; the last from before the surgery."""
+    runs = {number: resolve(f"s0-exp{number}").config for number in range(1, 9)}
+    assert [len(run.data.attributes) if run.data.attributes else None for run in runs.values()] == [None, 6, 6, 6, 2, 2, 2, 2]
+    assert [run.loss.name for run in runs.values()] == ["bce"] * 4 + ["hinge"] * 4
+    assert [run.schedule.lr for run in runs.values()] == ["cosine"] * 5 + ["constant"] * 3
+    assert [run.model.discriminator.minibatch_stddev for run in runs.values()] == [0, 0, 0, 0, 0, 0, 4, 0]
+    assert runs[2].regularizer.r1.gamma == 0 < runs[3].regularizer.r1.gamma and runs[3].augment.p == 0 < runs[4].augment.p
+    assert runs[5].model.generator.width < runs[6].model.generator.width
+    assert runs[8].optimizer.lr_g < runs[6].optimizer.lr_g and runs[8].optimizer.clip_value is not None
+    assert [read_preset(f"s0-exp{number}").get("base") for number in (2, 3, 4, 5, 6, 7, 8)] == [f"s0-exp{n}" for n in (1, 2, 3, 4, 5, 6, 6)]
 
 
 @pytest.mark.parametrize("name", preset_names())
