@@ -48,7 +48,19 @@ class Network(Section):
 
 class Generator(Network):
     width: Annotated[int, Field(ge=4, le=4096)] = 512
-    """Channels of the 4x4 map, halved at each doubling of the size."""
+    """Channels of the 4x4 map, halved at each doubling of the size (r3, style: beyond `wide_px`)."""
+    wide_px: Annotated[int, Field(ge=4), Only("r3", "style")] = 32
+    """Maps up to this side have the full width, larger ones half as many channels at each doubling."""
+    blocks: Annotated[int, Field(ge=1, le=8), Only("r3")] = 2
+    """Residual blocks for each size of map."""
+    group: Annotated[int, Field(ge=1), Only("r3")] = 16
+    """Channels in a group of the 3x3 convolutions."""
+    w_dim: Annotated[int, Field(ge=1, le=4096), Only("style")] = 512
+    """Length of a style."""
+    mapping: Annotated[int, Field(ge=1, le=16), Only("style")] = 8
+    """Layers of the mapping network."""
+    mixing: Annotated[Share, Only("style")] = 0.9
+    """Share of training samples whose style changes to another latent's at a random layer."""
     z_dim: Annotated[int, Field(ge=1, le=4096)] = 100
     stem: Annotated[Literal["linear", "transpose"], Only("dcgan")] = "transpose"
     norm: Annotated[Literal["batch", "none"], Only("dcgan", "resnet")] = "batch"
@@ -66,6 +78,9 @@ class Generator(Network):
 
 class Discriminator(Network):
     width: Annotated[int, Field(ge=4, le=4096)] = 512
+    wide_px: Annotated[int, Field(ge=4), Only("r3", "style")] = 32
+    blocks: Annotated[int, Field(ge=1, le=8), Only("r3")] = 2
+    group: Annotated[int, Field(ge=1), Only("r3")] = 16
     norm: Annotated[Literal["none", "batch", "spectral", "batch+spectral"], Only("dcgan", "resnet")] = "batch"
     attention: Annotated[int, Field(ge=0), Only("resnet")] = 0
     condition: Literal["none", "channels", "projection"] = "channels"
@@ -74,7 +89,7 @@ class Discriminator(Network):
     spatial_dropout: Annotated[Below1, Only("dcgan")] = 0.0
     input_noise: NonNegative = 0.0
     """Standard deviation of Gaussian noise on D's input, in units of the [-1, 1] pixels."""
-    minibatch_stddev: Annotated[int, Field(ge=0), Only("dcgan")] = 0
+    minibatch_stddev: Annotated[int, Field(ge=0), Only("dcgan", "style")] = 0
     """Group size of the minibatch-stddev layer; 0 leaves it out."""
     minibatch_discrimination: Annotated[int, Field(ge=0), Only("dcgan")] = 0
     """Number of kernels of the minibatch-discrimination layer (Salimans 2016); 0 leaves it out."""

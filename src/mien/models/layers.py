@@ -23,13 +23,21 @@ def choose(option: str, value: str, choices: Sequence[str]) -> str:
 def resolutions(size: int) -> list[int]:
     """Sides of the maps from 4 up to `size`, e.g. 64 -> [4, 8, 16, 32, 64]. Raises UserError unless size is 2^k, 32..256."""
     if size not in (32, 64, 128, 256):
-        raise UserError(f"the dcgan family makes images of 32, 64, 128 or 256 px, not {size}: prepare the data at one of these sizes.")
+        raise UserError(f"the networks make images of 32, 64, 128 or 256 px, not {size}: prepare the data at one of these sizes.")
     return [2**k for k in range(2, size.bit_length())]
 
 
 def channels_at(resolution: int, *, width: int, min_width: int) -> int:
     """Channels of the map of side `resolution`: `width` at 4, halved at each doubling, never under `min_width`."""
     return max(width * 4 // resolution, min_width)
+
+
+def plateau_channels(resolution: int, *, width: int, wide_px: int, min_width: int) -> int:
+    """Channels of the map of side `resolution`: `width` up to the side `wide_px`, halved at each doubling beyond, never under `min_width`.
+
+    With wide_px 32 the rule of StyleGAN2 (512 up to 32x32, 256 at 64x64) and of R3GAN (768 up to 32x32, 384 at 64x64).
+    """
+    return max(min(width, width * wide_px // resolution), min_width)
 
 
 def sequence(layers: dict[str, nn.Module | None]) -> nn.Sequential:
@@ -134,7 +142,8 @@ class Spectral(nn.Module):
                 self.u = normalize(product, dim=0)  # a new tensor: an earlier forward pass may hold the old one
                 v = v.view_as(weight[:1])
                 self.v = v.permute(0, 3, 1, 2) if last else v
-            return self.u @ product
+            sigma = self.u @ product
+            return sigma if times else sigma / (self.u.norm() * self.v.norm())  # an averaged network's vectors are averages, a little short
 
     def normalized(self) -> Tensor:
         """The weight divided by the estimate."""
