@@ -76,6 +76,8 @@ def open_session(
         if begun:
             check_origin(run, origin)
             resumed = go_on(run, record, state, task, say)
+            if not resumed and origin is None and (lost := run.config.get("from")):
+                raise UserError(f"{path} has no whole checkpoint left, and was begun from {lost['name']}: give that --from again.")
             told = [] if resumed else plant(state, task, origin, names, record)
         else:  # also where a run ended before it had anything to keep: it begins again, perhaps with a smaller batch
             architecture = build.describe_architecture(state, size=state.G.size, attributes=len(names), device=device)
@@ -83,30 +85,35 @@ def open_session(
             run.rewind(0)
             recipe_name = recipe.preset or "the default recipe"
             run.event(0, "start", f"Began with {recipe_name} on {store.path} ({task.data.count:,} training images).")
-        for kind, message in told:
+        for kind, message, whole in told:
             run.event(0, kind, message)
-            say(message)
+            say(whole)
     except BaseException:
         run.unlock()
         raise
     return Session(run=run, state=state, task=task, meta=meta, resumed=resumed)
 
 
-def plant(state: TrainState, task: Task, origin: Origin | None, names: tuple[str, ...], record: dict[str, Any]) -> list[tuple[str, str]]:
+Told = tuple[str, str, str]  # kind of event, a sentence for events.jsonl, what the console says
+
+
+def plant(state: TrainState, task: Task, origin: Origin | None, names: tuple[str, ...], record: dict[str, Any]) -> list[Told]:
     """Make a fresh `state` ready for its first step: weights from `origin`, which goes into the run's `record`, and a growth at image 0.
 
-    What is to be told: (kind of event, sentence).
+    What is to be told of it.
     """
-    told = []
+    told: list[Told] = []
     if origin is not None:
         source = surgery.read(origin)
-        told.append(("surgery", "\n".join(surgery.table(source, surgery.transplant(source, state, names)))))
+        fates = surgery.transplant(source, state, names)
+        told.append(("surgery", surgery.sentence(source, fates), "\n".join(surgery.table(source, fates))))
         if source.size < state.G.size:
-            told.append(("surgery", f"{origin.name} makes images of {source.size} px: --set growth.at_kimg=0 fades the new blocks in."))
+            hint = f"{origin.name} makes images of {source.size} px: --set growth.at_kimg=0 would fade the new blocks in."
+            told.append(("surgery", hint, hint))
         record["from"] = {"name": origin.name, **source.describe()}
         regroup(state, task.config)
     grown = follow(state, task)
-    return told if grown is None else [*told, ("growth", grown)]
+    return told if grown is None else [*told, ("growth", grown, grown)]
 
 
 def check_origin(run: Run, origin: Origin | None) -> None:

@@ -22,6 +22,7 @@ from mien.engine.growth import plan_of
 from mien.engine.state import TrainState
 from mien.errors import UserError
 from mien.models.catalogue import Discriminator, Generator, build_discriminator, build_generator
+from mien.models.dcgan import DCGANDiscriminator, DCGANGenerator
 from mien.models.layers import Project, Spectral
 from mien.runs import Run
 
@@ -129,7 +130,7 @@ def transplant(source: Source, state: TrainState, names: Sequence[str]) -> list[
     else:
         d = _into(state.D, discriminator_labels(state.D, names), source.D, discriminator_labels(source.D, source.attributes))
         fates += [Fate(f"D.{fate.name}", fate.what, fate.note) for fate in d]
-    if not any(fate.what in ("loaded", "re-shaped") and fate.name.endswith("conv.weight") for fate in fates):
+    if not any(fate.what in ("loaded", "re-shaped") and fate.name.endswith("weight") for fate in fates):
         raise UserError(f"Nothing of {source.path} fits this recipe: its networks are of another kind. Leave --from away, or choose a "
                         "--preset like the one it was trained with.")  # fmt: skip
     exact = {fate.name for fate in fates if fate.what == "loaded"}
@@ -195,7 +196,7 @@ def _copy(new: torch.Tensor, dims: list, old: torch.Tensor, old_dims: list) -> t
         new.copy_(old)
         return "loaded", "", True
     fits = new.ndim == old.ndim and all(
-        n == o if mine is None else bool(set(mine[1]) & set(theirs[1]))
+        n == o if mine is None else len(mine[1]) == n and len(theirs[1]) == o and bool(set(mine[1]) & set(theirs[1]))
         for mine, theirs, n, o in zip(dims, old_dims, new.shape, old.shape)
     )
     if not fits:
@@ -245,8 +246,22 @@ def _shape(tensor: torch.Tensor) -> str:
 # --- labels -----------------------------------------------------------------------------------------------------------
 
 
+def by_shape(net: nn.Module) -> dict[str, Side]:
+    """Labels that agree only where a layer has the same name, and as many outputs and inputs: for networks of which no more is known."""
+    labels: dict[str, Side] = {}
+    for name, layer in net.named_modules():
+        tensors = _tensors(layer).values()
+        if tensors:
+            shape = max((tuple(tensor.shape) for tensor in tensors), key=len)
+            sides: list[Labels] = [[(name, length, i) for i in range(length)] for length in (*shape, 0, 0)[:2]]
+            labels[name] = (sides[1], sides[0]) if isinstance(layer, nn.ConvTranspose2d) else (sides[0], sides[1])
+    return labels
+
+
 def generator_labels(net: Generator, names: Sequence[str]) -> dict[str, Side]:
     """Layer name -> what its outputs and inputs are."""
+    if not isinstance(net, DCGANGenerator):
+        return by_shape(net)
     labels: dict[str, Side] = {}
     last: Labels = [("z", i) for i in range(net.z_dim)] + (list(names) if net.condition == "concat" else [])
     for block, layers in net.blocks.named_children():
@@ -265,6 +280,8 @@ def generator_labels(net: Generator, names: Sequence[str]) -> dict[str, Side]:
 
 
 def discriminator_labels(net: Discriminator, names: Sequence[str]) -> dict[str, Side]:
+    if not isinstance(net, DCGANDiscriminator):
+        return by_shape(net)
     labels: dict[str, Side] = {}
     last: Labels = [*COLOURS, *(names if net.condition == "channels" else [])]
     for block, layers in net.trunk.named_children():
@@ -292,6 +309,13 @@ def _outputs(layer: nn.Module) -> int:
 
 
 # --- telling ----------------------------------------------------------------------------------------------------------
+
+
+def sentence(source: Source, fates: Sequence[Fate]) -> str:
+    """'Began with the weights of X (80,000 images): parameters 25 loaded, 1 re-shaped.'"""
+    counts = [(sum(fate.what == what for fate in fates), what) for what in WHAT]
+    told = ", ".join(f"{count} {what}" for count, what in counts if count)
+    return f"Began with the weights of {source.path} ({source.nimg:,} images): parameters {told}."
 
 
 def table(source: Source, fates: Sequence[Fate]) -> list[str]:

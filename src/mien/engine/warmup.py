@@ -22,6 +22,8 @@ def warmth(since_nimg: int, warmup_nimg: int) -> float:
 
 def frozen(D: nn.Module, blocks: int) -> set[str]:
     """Names of the parameters in the `blocks` blocks of D nearest the image (FreezeD, Mo et al. 2020)."""
+    if not blocks:
+        return set()
     first = list(D.trunk.named_children())[:blocks]  # type: ignore[operator,union-attr]
     return {f"trunk.{block}.{name}" for block, module in first for name, _ in module.named_parameters()}
 
