@@ -87,9 +87,7 @@ def parse_changes(texts: list[str]) -> dict[str, float | str | None]:
     changes: dict[str, float | str | None] = {}
     for text in texts:
         name, equals, word = (part.strip() for part in text.partition("="))
-        if name not in KNOBS:
-            raise UserError(f"No knob is called {name!r}: turn {', '.join(KNOBS)}.{did_you_mean(name, KNOBS)}")
-        if not equals or not word:
+        if name in KNOBS and not (equals and word):
             raise UserError(f"--set {text}: write {name}=VALUE, or {name}=recipe to give it back to the recipe.")
         changes[name] = check_change(name, word)
     if not changes:
@@ -99,6 +97,8 @@ def parse_changes(texts: list[str]) -> dict[str, float | str | None]:
 
 def check_change(name: str, word: str) -> float | str | None:
     """One knob's new value from what a person wrote. Raises UserError for a value it cannot have."""
+    if name not in KNOBS:
+        raise UserError(f"No knob is called {name!r}: turn {', '.join(KNOBS)}.{did_you_mean(name, KNOBS)}")
     low, high, optional = KNOBS[name]
     if word.lower() == "recipe":
         return "recipe"
