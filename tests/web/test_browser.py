@@ -24,7 +24,8 @@ def first_face(page):
 
 def moved(page, selector, value):
     """Set a slider as a drag would."""
-    page.eval_on_selector(selector, "(node, value) => { node.value = value; node.dispatchEvent(new Event('input', {bubbles: true})); }", value)
+    script = "(node, value) => { node.value = value; node.dispatchEvent(new Event('input', {bubbles: true})); }"
+    page.eval_on_selector(selector, script, value)
 
 
 def until(page, true):
@@ -164,6 +165,116 @@ def test_focus_can_be_seen(app, visit):
             return [node.tagName, getComputedStyle(shown).outlineStyle, parseFloat(getComputedStyle(shown).outlineWidth)];
         }""")
         assert outline[0] == "BODY" or outline[1] == "solid" and outline[2] >= 2, outline
+
+
+# --- morph, edit, ablate ----------------------------------------------------------------------------------------------
+
+
+def picture_of(page, selector):
+    page.wait_for_selector(f"{selector}[src^=data]")
+    return page.get_attribute(selector, "src")
+
+
+def becomes(page, selector, before):
+    end = time.monotonic() + PATIENCE_MS / 1000
+    while (now := picture_of(page, selector)) == before:
+        assert time.monotonic() < end
+        page.wait_for_timeout(30)
+    return now
+
+
+def test_a_morph_plays_and_is_kept(app, visit):
+    page = visit(app, "morph", reduced_motion="reduce")
+    first = picture_of(page, "#morph .screen")
+    moved(page, "#morph .player input[type=range]", 30)
+    middle = becomes(page, "#morph .screen", first)
+    page.get_by_role("button", name="Play").click()
+    becomes(page, "#morph .screen", middle)
+    page.get_by_role("button", name="Pause").click()
+    moved(page, slider(page, "Frames"), 8)
+    until(page, "document.querySelector('#morph .keepsake code').textContent.includes('--frames 8')")
+    with page.expect_download() as coming:
+        page.get_by_role("button", name="Download MP4").click()
+    assert coming.value.suggested_filename == "morph.mp4" and coming.value.path().read_bytes()[4:8] == b"ftyp"
+    for _ in range(3):
+        page.locator("#morph .chips button").first.click()
+    page.get_by_label("Add face number").fill("9")
+    page.get_by_role("button", name="Add", exact=True).click()
+    page.wait_for_selector("text=One face alone does not move")
+
+
+def test_a_face_is_edited(app, visit):
+    page = visit(app, "edit")
+    before = picture_of(page, "#edit figure:nth-of-type(3) img")
+    moved(page, slider(page, "Male"), 0.4)
+    after = becomes(page, "#edit figure:nth-of-type(3) img", before)
+    assert after != before and page.locator("#edit .judged td").count() >= 2
+    assert "--to Male=0.4" in page.text_content("#edit .keepsake code")
+    page.wait_for_selector("#edit .slider label:has-text('Unnamed 1')")
+    moved(page, slider(page, "Unnamed 1"), 3)
+    becomes(page, "#edit figure:nth-of-type(3) img", after)
+    with page.expect_download() as coming:
+        page.get_by_role("button", name="Download the edit as JSON").click()
+    saved = coming.value.path().read_bytes()
+    page.get_by_role("button", name="Start over").click()
+    becomes(page, "#edit figure:nth-of-type(3) img", page.get_attribute("#edit figure:nth-of-type(3) img", "src"))
+    page.set_input_files("#edit input[accept*=json]", {"name": "edit.json", "mimeType": "application/json", "buffer": saved})
+    page.wait_for_selector("text=1 saved edit is applied first")
+    until(page, "document.querySelector('#edit .keepsake code').textContent.includes('--edit edit.json')")
+    page.set_input_files("#edit input[accept*=json]", {"name": "x.json", "mimeType": "application/json", "buffer": b"{}"})
+    page.wait_for_selector("#edit .error:has-text('not an edit')")
+
+
+def test_odd_uploads_leave_it_working(app, visit, monkeypatch):
+    from mien.apps.web import sources
+
+    from .test_editing import huge_png, picture
+
+    monkeypatch.setattr(sources, "STEPS", 4)
+    page = visit(app, "edit")
+    picture_of(page, "#edit figure:nth-of-type(3) img")
+    for name, content in (("notes.png", b"only words"), ("wide.png", huge_png()), ("big.png", b"x" * 21_000_000)):
+        page.set_input_files("#edit input[accept*=image]", {"name": name, "mimeType": "image/png", "buffer": content})
+        page.wait_for_selector("#edit .error:visible")
+        said = page.text_content("#edit .error")
+        assert said.endswith(".") and "Traceback" not in said and "Error" not in said
+        page.get_by_role("button", name="Next face").click()
+        page.wait_for_selector("#edit .error", state="hidden")
+    page.get_by_label("Crop").select_option("square")
+    page.set_input_files("#edit input[accept*=image]", {"name": "..%2f..%2fetc%2fpasswd.png", "mimeType": "image/png", "buffer": picture()})
+    page.wait_for_selector("#edit p:has-text('Found, off by')")
+    assert page.is_visible("#edit figure:nth-of-type(1) img")
+
+
+def test_channels_are_switched_off(app, visit):
+    page = visit(app, "ablate")
+    before = picture_of(page, "#ablate figure:nth-of-type(2) img")
+    page.locator("#ablate .place").click(position={"x": 200, "y": 290})
+    page.wait_for_selector("#ablate .channels input")
+    page.locator("#ablate .channels input").first.check()
+    after = becomes(page, "#ablate figure:nth-of-type(2) img", before)
+    assert "--edit edit.json" in page.text_content("#ablate .keepsake code")
+    moved(page, slider(page, "Times"), 1)
+    assert becomes(page, "#ablate figure:nth-of-type(2) img", after) == before  # once itself is itself
+    page.get_by_label("Layer").select_option("8x8")
+    until(page, "document.querySelector('#ablate select:last-of-type') !== null")
+    page.get_by_text("Place by numbers").click()
+    moved(page, slider(page, "Down"), 0.2)
+    page.wait_for_selector("#ablate .channels input")
+    page.get_by_role("button", name="None of them").click()
+    page.wait_for_selector("#ablate .keepsake", state="hidden")
+
+
+def test_a_face_goes_from_tab_to_tab(app, visit):
+    page = visit(app)
+    first_face(page)
+    page.locator("#generate .faces button").nth(3).click()
+    page.get_by_role("button", name="Take it apart").click()
+    picture_of(page, "#ablate figure:nth-of-type(2) img")
+    assert page.input_value("#ablate input[type=number]") == "3"
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
 
 
 def test_runs_are_compared(app, visit):

@@ -7,7 +7,8 @@ import pytest
 from mien.apps.web.places import Places
 from mien.errors import UserError
 
-ESCAPES = ["../two", "..", ".", "", "/etc", "one/../two", "one/", "./one", "one\x00", "~", "one/snapshots", "ONE", None, 3, ["one"], {"a": 1}]
+ESCAPES = ["../two", "..", ".", "", "/etc", "one/../two", "one/", "./one", "one\x00", "~", "one/snapshots", "ONE",
+           None, 3, ["one"], {"a": 1}]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ESCAPES)
@@ -73,7 +74,7 @@ def test_models_are_the_given_one_and_runs_with_a_snapshot(runs_folder, model):
 def _bundled():
     from mien.explore.load import bundled_models
 
-    return {name: "bundled" for name in bundled_models()}
+    return dict.fromkeys(bundled_models(), "bundled")
 
 
 def test_a_run_whose_config_is_damaged_does_not_hide_the_others(runs_folder, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import socket
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -29,7 +30,8 @@ def test_the_files_of_the_page(app, name):
 
 
 @pytest.mark.parametrize("name", [
-    "../server.py", "..%2fserver.py", "%2e%2e/server.py", "/etc/passwd", "static/../server.py", "__init__.py", "....//", "app.js/..", "%00", "",
+    "../server.py", "..%2fserver.py", "%2e%2e/server.py", "/etc/passwd", "static/../server.py", "__init__.py", "....//", "app.js/..",
+    "%00", "",
 ])  # fmt: skip
 def test_no_other_file_is_served(app, name):
     status, _, content = app.raw("./" + name if name else "nothing")
@@ -71,7 +73,8 @@ def test_unknown_questions(app):
 def test_a_body_too_large_is_not_read(app):
     for name, length in (("photo", MAX_PHOTO_BYTES + 1), ("generate", 2_000_000), ("generate", -1), ("generate", "x")):
         with socket.create_connection(("127.0.0.1", app.server.server_port), timeout=20) as line:
-            line.sendall(f"POST /api/{name} HTTP/1.1\r\nHost: localhost\r\nX-Mien-Key: {app.key}\r\nContent-Length: {length}\r\n\r\n".encode())
+            head = f"POST /api/{name} HTTP/1.1\r\nHost: localhost\r\nX-Mien-Key: {app.key}\r\nContent-Length: {length}\r\n\r\n"
+            line.sendall(head.encode())
             answer = line.recv(4096)  # at once, though the body never came
         assert answer.startswith(b"HTTP/1.1 413") and b"error" in answer
 
@@ -92,8 +95,7 @@ def test_a_fault_of_ours_is_a_sentence_and_a_file():
     except KeyError as error:
         sentence = explain(error)
     assert "lost" in sentence and "\n" not in sentence and "Traceback" not in sentence
-    path = sentence.split("details are in ")[1].rstrip(").")
-    assert "Traceback" in open(path).read()
+    assert "Traceback" in Path(sentence.split("details are in ")[1].rstrip(").")).read_text()
     assert "memory" in explain(RuntimeError("CUDA out of memory. Tried to allocate"))
 
 

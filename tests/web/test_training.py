@@ -110,8 +110,8 @@ def test_runs_are_compared(app):
     told = app.told("compare", runs=["one", "two"])
     assert "<svg" in told["html"] and "fd-face" in told["markdown"] and {run["run"] for run in told["json"]["runs"]} == {"one", "two"}
     assert told["command"].startswith("mien compare ")
-    for runs, words in ((["one"], "two runs"), ([], "two runs"), (None, "two runs"), (["one", "one"], "twice"), (["one", "../two"], "no run"),
-                        (["one"] * 9, "at most")):  # fmt: skip
+    for runs, words in ((["one"], "two runs"), ([], "two runs"), (None, "two runs"), (["one", "one"], "twice"),
+                        (["one", "../two"], "no run"), (["one"] * 9, "at most")):  # fmt: skip
         assert words in app.refused("compare", runs=runs)
 
 
