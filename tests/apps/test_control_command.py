@@ -68,7 +68,8 @@ def test_a_live_run_obeys_from_a_second_process(tmp_path):
     data = write_tiny_store(tmp_path / "data")
     settings = [*TINY, "train.tick_kimg=0.016", "train.checkpoint_kimg=50", "train.snapshot_kimg=50", "sample.every_kimg=0",
                 "schedule.lr=constant"]  # fmt: skip
-    train = [sys.executable, "-m", "mien", "train", data, "--preset", "seed0", "--device", "cpu", "--run", tmp_path / "run", "--images", "1M"]
+    train = [sys.executable, "-m", "mien", "train", data, "--preset", "seed0", "--device", "cpu", "--run", tmp_path / "run"]
+    train += ["--images", "1M"]
     train += [part for setting in settings for part in ("--set", setting)]
     process = subprocess.Popen([*map(str, train)], stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     try:
