@@ -3,6 +3,7 @@
 import base64
 import io
 import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from mien.apps.cli.main import app as cli
+from mien.apps.web.faces import preview
 
 
 def pixels(uri):
@@ -26,6 +28,30 @@ def test_about_is_known_before_the_model_is_loaded(serve, runs_folder, model):
     about = serve(None, runs=runs_folder).told("about", model=model)
     assert about["attributes"] == ["Male", "Smiling"] and about["size"] == 32 and about["title"] == "one"
     assert about["shares"] == pytest.approx({"Male": 0.5, "Smiling": 0.3})
+
+
+def test_faces_are_there_before_the_model_is_and_are_the_same(serve, tmp_path, tiny_snapshot):
+    from mien.explore.load import load_generator
+    from mien.explore.sample import attribute_rows, render
+    from mien.models.latents import latents
+    from mien.models.pictures import grid
+    from mien.runs import Run
+
+    run = Run.create(tmp_path / "run", config={}, architecture={}).path
+    for suffix in (".safetensors", ".json"):
+        shutil.copy(tiny_snapshot.with_suffix(suffix), run / "snapshots" / f"000001kimg{suffix}")
+    net = load_generator(run)
+    images = render(net, latents(range(100), net.z_dim), attribute_rows(net, {}, 100, 0))
+    grid(images, 10).save(run / "samples" / "mosaic.png")  # as training draws it
+    app = serve(str(run), runs=tmp_path)
+    shown = app.told("about", model=str(run))["preview"]
+    drawn = app.told("generate", asked(str(run), count=16))["faces"]
+    assert len(shown) == 16 and all(np.array_equal(pixels(a), pixels(b["png"])) for a, b in zip(shown, drawn))
+    for suffix in (".safetensors", ".json"):
+        shutil.copy(tiny_snapshot.with_suffix(suffix), run / "snapshots" / f"000002kimg{suffix}")
+    assert preview(run / "snapshots" / "000001kimg.safetensors", 32) == []  # the mosaic is the newer one's
+    (run / "samples" / "mosaic.png").write_bytes(b"half a picture")
+    assert preview(run / "snapshots" / "000002kimg.safetensors", 32) == []
 
 
 @pytest.mark.parametrize("changes", [

@@ -7,6 +7,7 @@ import io
 import math
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mien.apps.web.server import Question
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_FACES = 64
+PREVIEWED = 16
+MOSAIC_SIDE, GAP_PX = 10, 2  # of samples/mosaic.png
 MAX_SEED = 2**53 - 1  # the largest whole number that a page can hold
 
 
@@ -28,8 +31,9 @@ class Faces:
         self.studio = studio
 
     def about(self, question: Question) -> dict[str, Any]:
-        """{model} -> what its controls are; it begins to load."""
-        return self.studio.about(text(question.body, "model"))
+        """{model} -> what its controls are, and the first faces if they were drawn before; it begins to load."""
+        told = self.studio.about(text(question.body, "model"))
+        return {**told, "preview": preview(self.studio.places.snapshot(told["model"]), told["size"])}
 
     def generate(self, question: Question) -> dict[str, Any]:
         """{model, seed, count, where: {attribute: value}, truncation} -> faces: [{seed, attributes, png}], command."""
@@ -62,6 +66,25 @@ class Faces:
             z = truncate(latents(range(asked.seed, asked.seed + asked.count), generator.z_dim), asked.truncation)
             images = render(generator, z, rows)
             return [dict(zip(generator.attribute_names, row)) for row in rows.tolist()], images
+
+
+def preview(snapshot: Path, size: Any) -> list[str]:
+    """Faces 0 to 15 of a run's newest snapshot, cut from the mosaic that training drew with it: there before torch is. Else none."""
+    from PIL import Image
+
+    mosaic, newer = snapshot.parent.parent / "samples" / "mosaic.png", sorted(snapshot.parent.glob("*.safetensors"))[-1:] != [snapshot]
+    if newer or mosaic.is_symlink() or not isinstance(size, int) or not mosaic.is_file():
+        return []
+    step = size + GAP_PX
+    try:
+        with Image.open(mosaic) as picture:
+            if picture.size != (MOSAIC_SIDE * step + GAP_PX,) * 2:
+                return []
+            corners = [(GAP_PX + i % MOSAIC_SIDE * step, GAP_PX + i // MOSAIC_SIDE * step) for i in range(PREVIEWED)]
+            whole = picture.convert("RGB")
+    except OSError:  # being written, or damaged: the faces come a little later
+        return []
+    return [data_uri(png(whole.crop((x, y, x + size, y + size)))) for x, y in corners]
 
 
 class _Asked:

@@ -44,7 +44,7 @@ export function generate(root, shared) {
     welcome.hidden = true;
     told = answer.faces;
     faces.dataset.count = told.length;
-    if (faces.children.length !== told.length) faces.replaceChildren(...told.map((_, i) => el('button.face', {type: 'button', onclick: () => pick(told[i])}, el('img'))));
+    if (faces.children.length !== told.length) faces.replaceChildren(...told.map((_, i) => el('button.face', {type: 'button', onclick: () => told[i] && pick(told[i])}, el('img'))));
     told.forEach((face, i) => {
       const image = faces.children[i].firstChild;
       image.src = face.png;
@@ -52,6 +52,16 @@ export function generate(root, shared) {
     });
     again.command = answer.command;
     pick(told.find(face => face.seed === chosen?.seed) ?? told[0]);
+  }
+
+  // Until the model is loaded: its first faces as training drew them, which are the very ones that it will draw.
+  function preview(pictures) {
+    if (count() !== pictures.length || seed.valueAsNumber !== 0 || truncation.value !== 1) return;
+    told = [];
+    welcome.hidden = true;
+    detail.hidden = true;
+    faces.dataset.count = pictures.length;
+    faces.replaceChildren(...pictures.map((src, i) => el('button.face', {type: 'button', onclick: () => told[i] && pick(told[i])}, el('img', {src, alt: `Face ${i}`}))));
   }
 
   function pick(face) {
@@ -119,6 +129,7 @@ export function generate(root, shared) {
       error('');
       controls.hidden = false;
       favourites();
+      preview(about.preview);
       draw();
     },
   };
