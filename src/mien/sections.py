@@ -132,6 +132,15 @@ class Penalty(Section):
     """Apply at every k-th D update with gamma x k (lazy regularisation, Karras 2020)."""
 
 
+class PathLength(Section):
+    """Path-length regularisation of a style generator (Karras 2020, section 3.2)."""
+
+    gamma: NonNegative = 0.0
+    """Loss += gamma x (length of a step in the picture for a step in style - its running mean)^2; the paper's is 2."""
+    every: Annotated[int, Field(ge=1)] = 4
+    """Apply at every k-th G update with gamma x k, to half of the batch."""
+
+
 class LeCam(Section):
     gamma: NonNegative = 0.0
     """Loss += gamma x squared distance of D's logits from the moving average of the other side's (the lambda of Tseng 2021; 0.01 to 0.3
@@ -156,6 +165,7 @@ class Regularizer(Section):
     """WGAN-GP: gamma / 2 x (gradient norm at interpolates - 1)^2; the paper's lambda 10 is gamma 20."""
     dragan: Penalty = Penalty()
     """DRAGAN: gamma / 2 x (gradient norm around the reals - 1)^2; the paper's lambda 10 is gamma 20."""
+    path_length: PathLength = PathLength()
     lecam: LeCam = LeCam()
     consistency: Consistency = Consistency()
 
@@ -164,8 +174,9 @@ class Augment(Section):
     ops: list[str] = []
     """Which differentiable augmentations D's inputs go through, real and fake alike."""
     p: Share = 0.0
-    """How probable each of them is for one image; where `mode` moves it, what it begins with (adaptive) or ends at (ramp)."""
-    mode: Literal["fixed", "ramp", "adaptive"] = "fixed"
+    """How probable each of them is for one image; where `mode` moves it, what it begins with (adaptive) or ends at (ramp, cosine)."""
+    mode: Literal["fixed", "ramp", "cosine", "adaptive"] = "fixed"
+    """Cosine: p rises from 0 over the whole run, as the other cosines fall."""
     ramp_kimg: Period = 500.0
     """Ramp: p rises linearly from 0 over this many thousand images."""
     target: Annotated[float, Field(gt=-1, lt=1)] = 0.6
@@ -203,6 +214,10 @@ class Schedule(Section):
     step_factor: Share = 0.5
     gamma_final: NonNegative = 1.0
     """Factor on the weight of every regulariser at the last image, reached along a cosine from 1."""
+    beta2_final: Below1 | None = None
+    """Adam's beta2 at the last image, reached along a cosine from optimizer.beta2; None keeps it."""
+    ema_start: NonNegative = 1.0
+    """Factor on ema.half_life_kimg at the first image, which rises or falls to 1 along a cosine."""
     noise_final: NonNegative = 1.0
     """Factor on model.discriminator.input_noise at the last image, reached along a cosine from 1."""
 
@@ -341,6 +356,8 @@ class Config(Section):
                 owners, default = " or ".join(network.families_of(key)), type(network).model_fields[key].default
                 raise ValueError(f"model.{role}.{key} belongs to model.family={owners}, not {family}: "
                                  f"leave it out, or set it back to {default!r}")  # fmt: skip
+        if self.regularizer.path_length.gamma and family != "style":
+            raise ValueError(f"regularizer.path_length is for styles, which networks of the {family} family have not: leave it out")
         if self.growth.at_kimg and family != "dcgan":
             raise ValueError(f"growth.at_kimg: networks of the {family} family cannot grow, those of dcgan can")
 

@@ -120,7 +120,7 @@ class Loop:
         if self.task.augment.names:
             values["augment_p"] = knobs.augment_p
         values |= {f"{name}_gamma": getattr(knobs, f"{name}_gamma") for name, _, _ in self.task.penalties}
-        used = ("lecam_gamma", "consistency_real", "consistency_fake", "input_noise")
+        used = ("lecam_gamma", "consistency_real", "consistency_fake", "path_gamma", "input_noise")
         values |= {name: getattr(knobs, name) for name in used if getattr(knobs, name) > 0}
         values["ema_half_life_kimg"] = knobs.ema_half_life_kimg
         values["images_per_s"] = (state.nimg - self._tick_started_nimg) / max(now - self._tick_started_s, 1e-9)

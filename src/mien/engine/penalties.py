@@ -11,7 +11,8 @@ from mien.engine.schedules import Knobs
 from mien.engine.state import TrainState
 from mien.engine.task import Task
 from mien.losses.auxiliary import consistency
-from mien.losses.regularizers import lecam
+from mien.losses.regularizers import lecam, path_lengths
+from mien.models.style import StyleGenerator
 
 Critic = Callable[[Tensor, Tensor], Tensor]
 
@@ -44,3 +45,21 @@ def penalties(
             with task.autocast(exact=True):
                 moved = critic(task.jitter(images, 1.0), attributes)
             yield name, weight, consistency(plain=logits, augmented=moved)
+
+
+def path_length(s: TrainState, task: Task, knobs: Knobs, *, latents: Tensor, attributes: Tensor) -> Tensor | None:
+    """G's path-length penalty on half of these samples, weighted, [N / 2] in fp32; None where it is not due. Moves G's `path_mean` on.
+
+    Of Karras et al. 2020: section 3.2 the penalty, appendix B half the batch, every k-th update and a mean that gains 1% of each.
+    """
+    every = task.config.regularizer.path_length.every
+    if knobs.path_gamma == 0 or not isinstance(s.G, StyleGenerator) or s.nimg // task.config.train.batch % every:
+        return None
+    half = max(1, len(latents) // 2)
+    with task.autocast(exact=True):
+        styles = s.G.styles(latents[:half], attributes[:half])
+        lengths = path_lengths(s.G.synthesis(styles), styles)
+    usual = lengths.detach().mean()
+    mean = torch.where(s.G.path_mean > 0, s.G.path_mean.lerp(usual, 0.01), usual)
+    s.G.path_mean.copy_(mean)
+    return every * knobs.path_gamma * (lengths - mean).square()

@@ -24,7 +24,9 @@ class Knobs:
     lecam_gamma: float
     consistency_real: float
     consistency_fake: float
+    path_gamma: float
     input_noise: float
+    beta2: float
     clip_norm: float | None
     clip_value: float | None
     ema_half_life_kimg: float
@@ -43,7 +45,9 @@ KNOBS: dict[str, tuple[float, float, bool]] = {
     "lecam_gamma": (0.0, 1e6, False),
     "consistency_real": (0.0, 1e6, False),
     "consistency_fake": (0.0, 1e6, False),
+    "path_gamma": (0.0, 1e6, False),
     "input_noise": (0.0, 10.0, False),
+    "beta2": (0.0, 0.99999, False),
     "clip_norm": (1e-6, 1e9, True),
     "clip_value": (1e-6, 1e9, True),
     "ema_half_life_kimg": (0.0, 1e6, False),
@@ -69,15 +73,22 @@ def lr_factor(config: Config, nimg: int) -> float:
     return warmup
 
 
+def augment_factor(config: Config, nimg: int) -> float:
+    """What the probability of augmentation is multiplied by after `nimg` images, where the recipe alone moves it."""
+    if config.augment.mode == "ramp":
+        return min(1.0, nimg / (1000 * config.augment.ramp_kimg))
+    return cosine(0.0, 1.0, nimg / config.train.images) if config.augment.mode == "cosine" else 1.0
+
+
 def knobs_at(config: Config, nimg: int) -> Knobs:
     factor, share, regularizer = lr_factor(config, nimg), nimg / config.train.images, config.regularizer
-    gamma = cosine(1.0, config.schedule.gamma_final, share)
+    gamma, beta2 = cosine(1.0, config.schedule.gamma_final, share), config.optimizer.beta2
     return Knobs(
         lr_g=config.optimizer.lr_g * factor,
         lr_d=config.optimizer.lr_d * factor,
         d_steps=config.balance.d_steps,
         g_steps=config.balance.g_steps,
-        augment_p=config.augment.p * (min(1.0, nimg / (1000 * config.augment.ramp_kimg)) if config.augment.mode == "ramp" else 1.0),
+        augment_p=config.augment.p * augment_factor(config, nimg),
         r1_gamma=regularizer.r1.gamma * gamma,
         r2_gamma=regularizer.r2.gamma * gamma,
         gp_gamma=regularizer.gp.gamma * gamma,
@@ -85,8 +96,10 @@ def knobs_at(config: Config, nimg: int) -> Knobs:
         lecam_gamma=regularizer.lecam.gamma * gamma,
         consistency_real=regularizer.consistency.real * gamma,
         consistency_fake=regularizer.consistency.fake * gamma,
+        path_gamma=regularizer.path_length.gamma * gamma,
         input_noise=config.model.discriminator.input_noise * cosine(1.0, config.schedule.noise_final, share),
+        beta2=cosine(beta2, beta2 if config.schedule.beta2_final is None else config.schedule.beta2_final, share),
         clip_norm=config.optimizer.clip_norm,
         clip_value=config.optimizer.clip_value,
-        ema_half_life_kimg=config.ema.half_life_kimg,
+        ema_half_life_kimg=config.ema.half_life_kimg * cosine(config.schedule.ema_start, 1.0, share),
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mien.engine.ema import average
-from mien.engine.penalties import compare_logits, penalties
+from mien.engine.penalties import compare_logits, path_length, penalties
 from mien.engine.schedules import Knobs
 from mien.engine.signals import discriminator_signals, generator_signals, mean_of
 from mien.engine.state import TrainState, step_seed
@@ -111,6 +111,8 @@ def update_g(s: TrainState, task: Task, knobs: Knobs, batch: Batch, measure: boo
                 if task.face is not None:
                     apart = feature_matching(real=task.face(r), fake=task.face(f))
                     total, told["perceptual"] = total + share * weigh.perceptual * apart, apart.detach()
+                if (paths := path_length(s, task, knobs, latents=part.latents, attributes=a)) is not None:
+                    total, told["path_penalty"] = total + share * paths.mean(), paths.detach().mean()
             total.backward()
             seen.append(told)
     return signals | mean_of(seen)

@@ -31,6 +31,7 @@ def updating(
         torch.nn.utils.clip_grad_value_(parameters, knobs.clip_value)
     before = [p.detach().clone() for p in parameters] if measure else None
     for group in optimizer.param_groups:
+        group["betas"] = (group["betas"][0], knobs.beta2)
         group["lr"] = lr * group.get("share", 1.0)  # new parts beside trained ones learn slowly at first (engine.warmup)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

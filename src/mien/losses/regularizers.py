@@ -51,6 +51,17 @@ def dragan(critic: Critic, *, real: Tensor, fake: Tensor | None = None, attribut
     return (gradient_norm(critic, around, attributes) - 1).square()
 
 
+def path_lengths(images: Tensor, styles: Tensor) -> Tensor:
+    """|| J^T y ||, how far a picture moves for a step in style, from images [N, 3, R, R] made of styles [N, L, W]: [N], differentiable.
+
+    J is the Jacobian of a picture by its styles, y a random picture N(0, 1 / R^2) (Karras et al. 2020, equation 4; the layers' squares are
+    averaged, and y is scaled so that lengths do not depend on the size). The penalty is (length - a)^2, a the lengths' running mean.
+    """
+    y = torch.randn(images.shape, dtype=images.dtype, device=images.device) / (images.shape[2] * images.shape[3]) ** 0.5
+    (moved,) = torch.autograd.grad((images * y).sum(), styles, create_graph=True)
+    return (moved.square().sum(2).mean(1) + 1e-12).sqrt()  # the small constant keeps the root's slope finite at 0
+
+
 def lecam(*, real: Tensor, fake: Tensor, real_anchor: Tensor | float, fake_anchor: Tensor | float) -> Tensor:
     """(real - fake_anchor)^2 + (fake - real_anchor)^2, from logits: [N] (Tseng et al. 2021).
 
