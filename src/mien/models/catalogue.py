@@ -7,14 +7,20 @@ from torch import nn
 
 from mien.errors import UserError, did_you_mean
 from mien.models.dcgan import DCGANDiscriminator, DCGANGenerator
+from mien.models.r3 import R3Discriminator, R3Generator
+from mien.models.resnet import ResNetDiscriminator, ResNetGenerator
+from mien.models.style import StyleDiscriminator, StyleGenerator
 
-Generator = DCGANGenerator  # of any family: an alias that becomes a union, so that types name what every generator has
-Discriminator = DCGANDiscriminator
+Generator = DCGANGenerator | ResNetGenerator | R3Generator | StyleGenerator  # of any family: types name what every generator has
+Discriminator = DCGANDiscriminator | ResNetDiscriminator | R3Discriminator | StyleDiscriminator
 
 Network = TypeVar("Network", bound=nn.Module)
 
-FAMILIES = {
+FAMILIES: dict[str, tuple[type[Generator], type[Discriminator]]] = {
     "dcgan": (DCGANGenerator, DCGANDiscriminator),
+    "resnet": (ResNetGenerator, ResNetDiscriminator),
+    "r3": (R3Generator, R3Discriminator),
+    "style": (StyleGenerator, StyleDiscriminator),
 }
 
 

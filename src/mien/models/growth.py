@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mien.models.catalogue import build_discriminator, build_generator
+from mien.models.catalogue import Discriminator, Generator, build_discriminator, build_generator
 from mien.models.dcgan import DCGANDiscriminator, DCGANGenerator
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -66,26 +66,30 @@ class FadingDiscriminator(DCGANDiscriminator):
         return self.trunk[self._new :](torch.lerp(old, self.trunk[: self._new](x), self.alpha))
 
 
-def grown_generator(half: DCGANGenerator, *, family: str, options: dict) -> FadingGenerator:
+def grown_generator(half: Generator, *, family: str, options: dict) -> FadingGenerator:
     """`half` on the way to twice its size; the new blocks are drawn from torch's default generator, on its device."""
     whole = build_generator(family, size=2 * half.size, attributes=half.attributes, options=options)
+    assert isinstance(half, DCGANGenerator) and isinstance(whole, DCGANGenerator)  # a recipe that would grow another family is refused
     return FadingGenerator(half, _as(half, whole))
 
 
-def grown_discriminator(half: DCGANDiscriminator, *, family: str, options: dict) -> FadingDiscriminator:
+def grown_discriminator(half: Discriminator, *, family: str, options: dict) -> FadingDiscriminator:
     whole = build_discriminator(family, size=2 * half.size, attributes=half.attributes, options=options)
+    assert isinstance(half, DCGANDiscriminator) and isinstance(whole, DCGANDiscriminator)
     return FadingDiscriminator(half, _as(half, whole))
 
 
 def settled_generator(fading: FadingGenerator, *, family: str, options: dict) -> DCGANGenerator:
     """The plain network that `fading` is at alpha 1, with its modules."""
     plain = build_generator(family, size=fading.size, attributes=fading.attributes, options=options)
+    assert isinstance(plain, DCGANGenerator)
     plain.blocks = fading.blocks
     return plain.train(fading.training)
 
 
 def settled_discriminator(fading: FadingDiscriminator, *, family: str, options: dict) -> DCGANDiscriminator:
     plain = build_discriminator(family, size=fading.size, attributes=fading.attributes, options=options)
+    assert isinstance(plain, DCGANDiscriminator)
     plain.trunk, plain.crowd, plain.logit, plain.embedding = fading.trunk, fading.crowd, fading.logit, fading.embedding
     return plain.train(fading.training)
 
