@@ -121,24 +121,11 @@ def test_without_augmentations_their_rung_is_passed_over():
     assert pilot.turned()[0] == "r1_gamma"
 
 
-def test_in_lasting_health_all_is_taken_back_and_a_relapse_doubles_the_wait():
-    pilot = Pilot().fly(5000, HEALTHY).fly(9000, sick("G too strong"))
-    assert len(pilot.decisions) > 2
-    pilot.fly(100_000, HEALTHY)
-    assert pilot.steering.controller == {} and pilot.knobs == knobs_at(CONFIG, pilot.nimg)
-    assert pilot.controller.relax_wait == 6
-    assert pilot.fly(2500, sick("G too strong")).controller.relax_wait == 12
-
-
-def test_a_rate_comes_back_by_halves():
-    pilot = Pilot().fly(5000, HEALTHY).fly(7000, sick("vanishing (G)"))
+def test_what_helped_stays_and_the_opposite_takes_it_back():
+    pilot = Pilot().fly(5000, HEALTHY).fly(7000, sick("vanishing (G)")).fly(100_000, HEALTHY)
     assert pilot.steering.controller["lr_d"] == 0.25
-    held = []
-    for _ in range(600):
-        pilot.fly(100, HEALTHY)
-        held.append(pilot.steering.controller.get("lr_d", 1.0))
-    steps = list(dict.fromkeys(held))
-    assert steps == pytest.approx([0.25, 0.5, 0.5**0.5, 1.0])
+    pilot.fly(9000, sick("G too strong"))  # D, held back, has fallen behind
+    assert pilot.steering.controller["lr_d"] > 0.25
 
 
 def test_advice_is_given_once_for_each_diagnosis_and_changes_nothing():

@@ -1,8 +1,8 @@
 """The controller: turns knobs, within bounds and with pauses, by what the diagnosis names.
 
 Each diagnosis has a ladder of remedies. The controller takes one step on the first rung that has room left, waits `COOL_DOWN`, and takes
-the next if the diagnosis still stands. After `RELAX` in health it takes back half of what it changed, a knob at a time; a relapse doubles
-that wait. A run that is never diagnosed is never touched: its bits are those of a run without a controller.
+the next if the diagnosis still stands. What helped stays: going back to settings that made a run sick made it sick again. The opposite
+diagnosis takes it back. A run that is never diagnosed is never touched: its bits are those of a run without a controller.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from mien.engine.schedules import Knobs
 from mien.engine.steering import RATES, Steering
 
 COOL_DOWN = 2.0  # times the patience, between two changes
-RELAX = 6.0
 FIRST_GAMMA = 0.2
 """R1's gamma, x every, where the recipe has none: mild at 64 px, enough to smooth D."""
+MOST_GAMMA = 2.0
 AUGMENT_STEP, AUGMENT_MOST = 0.1, 0.6
 
 
@@ -36,14 +36,19 @@ def _halve(knob: str, low: float = 0.25) -> Remedy:
     return Remedy(knob, lambda factor: factor / 2, low, 1.0)
 
 
-SMOOTHER_D = Remedy("r1_gamma", lambda gamma: max(2 * gamma, FIRST_GAMMA), 0.0, 20.0)
+def _restore(knob: str) -> Remedy:
+    """Double a rate that was halved before."""
+    return Remedy(knob, lambda factor: factor * 2, 0.0, 1.0)
+
+
+SMOOTHER_D = Remedy("r1_gamma", lambda gamma: max(2 * gamma, FIRST_GAMMA), 0.0, MOST_GAMMA)
 ROUGHER_D = Remedy("r1_gamma", lambda gamma: gamma / 2, 0.01, 1e6)
 MORE_AUGMENTATION = Remedy("augment_p", lambda p: p + AUGMENT_STEP, 0.0, AUGMENT_MOST)
 FEWER_D_STEPS, FEWER_G_STEPS = (Remedy(knob, lambda steps: steps - 1, 1, 16) for knob in ("d_steps", "g_steps"))
 MORE_D_STEPS, MORE_G_STEPS = (Remedy(knob, lambda steps: steps + 1, 1, 2) for knob in ("d_steps", "g_steps"))
 REMEDIES: dict[str, tuple[Remedy, ...]] = {
-    "D too strong": (FEWER_D_STEPS, SMOOTHER_D, _halve("lr_d"), MORE_G_STEPS, MORE_AUGMENTATION),
-    "G too strong": (FEWER_G_STEPS, _halve("lr_g"), MORE_D_STEPS, ROUGHER_D),
+    "D too strong": (FEWER_D_STEPS, _restore("lr_g"), SMOOTHER_D, _halve("lr_d"), MORE_G_STEPS, MORE_AUGMENTATION),
+    "G too strong": (FEWER_G_STEPS, _restore("lr_d"), _halve("lr_g"), MORE_D_STEPS, ROUGHER_D),
     "D memorising": (MORE_AUGMENTATION, SMOOTHER_D, _halve("lr_d")),
     "mode collapse": (SMOOTHER_D, _halve("lr_g"), _halve("lr_d")),
     "condition ignored": (),
@@ -63,16 +68,15 @@ class Decision:
     knob: str
     old: float | None
     new: float | None
-    """None: back to what the recipe says."""
     held: float | None
     """What `Steering.controller` keeps of it: a factor for a rate, the value for any other knob."""
     diagnosis: str
-    signal: str = ""
-    value: float = 0.0
-    threshold: float = 0.0
+    signal: str
+    value: float
+    threshold: float
 
     def sentence(self, *, advice: bool = False) -> str:
-        because = f"{self.diagnosis}: {self.signal} {self.value:.3g}, limit {self.threshold:g}" if self.signal else self.diagnosis
+        because = f"{self.diagnosis}: {self.signal} {self.value:.3g}, limit {self.threshold:g}"
         verb = "Would turn" if advice else "Turned"
         return f"{verb} {self.knob} from {_said(self.old)} to {_said(self.new)} ({because})."
 
@@ -82,11 +86,6 @@ class Controller:
     """What the controller remembers. `decide` is called after each observation and changes `steering`; `advise` changes nothing."""
 
     acted_nimg: int | None = None
-    sick_nimg: int = 0
-    """When something was last named."""
-    relax_wait: float = RELAX
-    relaxed: list[str] = field(default_factory=list)
-    """Knobs that were turned back: one that has to be turned again doubles the wait."""
     advised: list[str] = field(default_factory=list)
     """What advice was given on and still stands."""
 
@@ -94,23 +93,14 @@ class Controller:
         self, history: History, steering: Steering, knobs: Knobs, *, nimg: int, patience_nimg: int, can_augment: bool
     ) -> Decision | None:
         """At most one change. `knobs`: those of the step that was just made."""
-        alarms = by_urgency(history)
-        if alarms:
-            self.sick_nimg = nimg
         if self.acted_nimg is not None and nimg - self.acted_nimg < COOL_DOWN * patience_nimg:
             return None
-        for alarm in alarms:
+        for alarm in by_urgency(history):
             decision = remedy_for(alarm, history, steering, knobs, can_augment=can_augment)
             if decision is not None:
-                if decision.knob in self.relaxed:
-                    self.relaxed.remove(decision.knob)
-                    self.relax_wait *= 2
                 self.acted_nimg = nimg
                 steering.controller[decision.knob] = decision.held
                 return decision
-        if not alarms and steering.controller and nimg - self.sick_nimg >= self.relax_wait * patience_nimg:
-            self.acted_nimg = self.sick_nimg = nimg
-            return self._relax(steering, knobs)
         return None
 
     def advise(self, history: History, steering: Steering, knobs: Knobs, *, can_augment: bool) -> Decision | None:
@@ -123,19 +113,6 @@ class Controller:
                 self.advised.append(alarm.title)
                 return remedy_for(alarm, history, steering, knobs, can_augment=can_augment)
         return None
-
-    def _relax(self, steering: Steering, knobs: Knobs) -> Decision:
-        """Turn the knob that was turned last halfway back, or back altogether when it is a step or two away."""
-        knob = next(reversed(steering.controller))
-        now, factor = getattr(knobs, knob), steering.controller.pop(knob)
-        if knob not in self.relaxed:
-            self.relaxed.append(knob)
-        if knob not in RATES or not factor:
-            return Decision(knob, now, None, None, "healthy again")
-        if not 0.7 < factor < 1.4:
-            steering.controller[knob] = factor**0.5
-            return Decision(knob, now, now * factor**0.5 / factor, factor**0.5, "healthy again")
-        return Decision(knob, now, now / factor, None, "healthy again")
 
     def plain(self) -> dict[str, Any]:
         return asdict(self)
@@ -174,4 +151,4 @@ def adapted_augment_p(p: float, sign_real: float, *, images: int, target: float,
 
 
 def _said(value: float | None) -> str:
-    return "the recipe's" if value is None else f"{value:.3g}"
+    return "none" if value is None else f"{value:.3g}"

@@ -79,6 +79,7 @@ RULES = (
 )  # fmt: skip
 BY_KEY = {rule.key: rule for rule in RULES}
 GEOMETRIC = frozenset(limit.signal for rule in RULES for limit in rule.limits if limit.against_usual)
+VARIED = 0.5
 NOISY = ("logit_train", "logit_val", "logit_fake")  # few images, and their difference is what counts
 WATCHED = frozenset(limit.signal for rule in RULES for limit in rule.limits).union(NOISY)
 
@@ -127,6 +128,8 @@ class History:
     """A slow average of the signals that have no absolute scale."""
     seen_nimg: Mapping[str, int] = field(default_factory=dict)
     alarms: tuple[Alarm, ...] = ()
+    varied: bool = False
+    """Whether G's faces have ever differed as they should: a collapse is a fall, and a slow start is none."""
 
     @property
     def named(self) -> tuple[Alarm, ...]:
@@ -161,7 +164,8 @@ def observe(history: History, nimg: int, signals: Mapping[str, float], *, patien
     if {"logit_train", "logit_val", "logit_fake"} <= smooth.keys():  # the average of ratios would be ruled by small divisors
         gap = smooth["logit_train"] - smooth["logit_fake"]
         smooth["holdout_gap_smooth"] = (smooth["logit_train"] - smooth["logit_val"]) / gap if gap > 1e-3 else 0.0
-    told = replace(history, smooth=smooth, usual=usual, seen_nimg=seen)
+    varied = history.varied or smooth.get("diversity_pixels", 0.0) > VARIED
+    told = replace(history, smooth=smooth, usual=usual, seen_nimg=seen, varied=varied)
     return replace(told, alarms=_judge(told, nimg, patience_nimg))
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mien.engine.balance import adapted_augment_p
-from mien.engine.diagnosis import observe
+from mien.engine.balance import adapted_augment_p, remedy_for
+from mien.engine.diagnosis import Alarm, observe
 from mien.engine.schedules import Knobs, knobs_at
 from mien.engine.state import TrainState
 from mien.engine.steering import RATES, check_change
@@ -106,10 +106,18 @@ class Supervisor:
                 self._tell("diagnosis", alarm.sentence(), diagnosis=alarm.title, evidence=facts, since_nimg=alarm.since_nimg)
         for title in sorted(before - {alarm.title for alarm in state.history.named}):
             self._tell("diagnosis", f"{title}: over.", diagnosis=title, over=True)
-        lost = [alarm for alarm in state.history.named if alarm.title.startswith(BEYOND_KNOBS)]
-        if balance.mode == "on" and lost:
-            raise Collapsed(lost[0].title)
+        if balance.mode == "on" and (lost := next(filter(self._beyond_knobs, state.history.named), None)) is not None:
+            raise Collapsed(lost.title)
         self._decide(knobs, advice=balance.mode == "watch")
+
+    def _beyond_knobs(self, alarm: Alarm) -> bool:
+        """Whether the run should go back. Not from a collapse that never was anything else: there is no health to go back to, so knobs are
+        tried as long as there is one to turn."""
+        state = self.state
+        if alarm.name == "mode collapse" and not state.history.varied:
+            knobs = self.knobs()
+            return remedy_for(alarm, state.history, state.steering, knobs, can_augment=bool(self.task.augment.names)) is None
+        return alarm.title.startswith(BEYOND_KNOBS)
 
     def _adapt(self, values: dict[str, float], images: int) -> None:
         augment = self.task.config.augment
