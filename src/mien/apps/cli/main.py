@@ -45,6 +45,8 @@ COMMANDS: dict[str, dict[str, str]] = {  # section -> command -> module:function
         "invert": "invert:invert",
         "anomaly": "anomaly:anomaly",
         "models": "models:models",
+        "export": "export:export",
+        "push": "push:push",
         "app": "app:app",
     },
     "Runs": {
