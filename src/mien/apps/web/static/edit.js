@@ -5,7 +5,7 @@ import {facePicker, judged} from './face.js';
 
 export function edit(root, shared) {
   const error = complaint();
-  let face = null, own = {}, attributes = {}, directions = {}, loaded = [], answer = null, fresh = true;
+  let face = null, own = {}, attributes = {}, directions = {}, loaded = [], answer = null, fresh = true, filled = null;
   const picker = facePicker(shared, 'edit', changed, error, {photos: true});
   const sliders = el('fieldset.sliders', {hidden: true}, el('legend', {}, 'Attributes'));
   const ways = el('fieldset.sliders', {}, el('legend', {}, 'Directions'));
@@ -108,7 +108,7 @@ export function edit(root, shared) {
     favourites: picker.favourites,
     take(given) { fresh = false; picker.take(given); },
     model(about) {
-      face = null; fresh = true; directions = {}; loaded = [];
+      face = null; fresh = true; filled = null; directions = {}; loaded = [];
       attributes = Object.fromEntries(about.attributes.map(name => [name, slider(name.replaceAll('_', ' '), {min: -1, max: 2, step: 0.05, value: 0, oninput: () => draw()})]));
       sliders.hidden = !about.attributes.length;
       sliders.replaceChildren(el('legend', {}, 'Attributes'), ...Object.values(attributes).map(row => row.row));
@@ -117,7 +117,7 @@ export function edit(root, shared) {
     },
     shown() {
       if (!shared.about) return error('Choose a model first: above, or on the Generate tab.');
-      if (!Object.keys(directions).length) fill();
+      if (filled !== shared.about.model) { filled = shared.about.model; fill(); }
       if (fresh) { fresh = false; error(''); picker.start(); }
     },
   };
