@@ -153,7 +153,8 @@ def collapse_from(monkeypatch, made, at_nimg, *, suspected_at=None):
     def observed(history, nimg, signals, *, patience_nimg):
         if made.state.noise_salt or nimg < (suspected_at or at_nimg):
             return history
-        return History(varied=True, alarms=(Alarm("mode collapse: nearest", "", since_nimg=nimg, named_nimg=nimg if nimg >= at_nimg else None),))
+        alarm = Alarm("mode collapse: nearest", "", since_nimg=nimg, named_nimg=nimg if nimg >= at_nimg else None)
+        return History(varied=True, alarms=(alarm,))
 
     monkeypatch.setattr("mien.engine.supervisor.observe", observed)
 

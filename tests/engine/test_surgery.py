@@ -76,7 +76,7 @@ def test_minibatch_stddev_put_into_a_trained_d(store, source, tmp_path):
     said = []
     begun = begin(tmp_path / "run", store, source.run.path, "model.discriminator.minibatch_stddev=4", train=False, said=said)
     assert "  re-shaped  D.trunk.4x4.conv.weight  [16, 8, 4, 4] -> [16, 9, 4, 4]: + 1 input (stddev)" in said[0].splitlines()
-    assert all(torch.equal(mine, theirs) for mine, theirs in zip(seen(begun.state), seen(source.state)))
+    assert all(torch.allclose(mine, theirs, atol=1e-5) for mine, theirs in zip(seen(begun.state), seen(source.state)))
     assert list(begun.state.warming) == ["D.trunk.4x4.conv.weight"]
     moved = dict(begun.state.D.named_parameters())["trunk.4x4.conv.weight"]
     assert moved not in begun.state.opt_d.state and len(begun.state.opt_d.state) == 8
@@ -111,7 +111,7 @@ def test_the_careful_surgery_is_gentler_than_the_naive_one(store, source):
         results[careful] = jump, moved
         signals = [step(state, task) for _ in range(4)][-1]
         assert all(torch.isfinite(value) for value in signals.values())
-    assert results[True][0] == 0 < results[False][0]
+    assert results[True][0] < 1e-5 < results[False][0]  # rounding: one channel more may be summed in another order
     assert results[False][1] > 20 * results[True][1] > 0  # a step of the naive one: the rate x 10, for Adam's averages of it are empty
 
 
@@ -145,7 +145,7 @@ def test_another_size_says_which_layers_are_new(source, tmp_path):
     new = [line.split()[1] for line in said[0].splitlines() if line.startswith("  new")]
     assert new == ["G.blocks.64x64.conv.weight", "G.blocks.64x64.norm.weight", "G.blocks.64x64.norm.bias", "G.blocks.image.conv.weight",
                    "D.trunk.32x32.conv.weight", "D.trunk.32x32.conv.bias", "D.trunk.16x16.conv.weight"]  # fmt: skip
-    assert "--set growth.at_kimg=0 fades the new blocks in" in said[1] and begun.state.G.size == 64
+    assert "--set growth.at_kimg=0 would fade the new blocks in" in said[1] and begun.state.G.size == 64
     faded = begin(tmp_path / "faded", large, source.run.path, "growth.at_kimg=0", train=False)
     torch.manual_seed(1)
     z, rows = torch.randn(4, 8), torch.ones(4, 2)

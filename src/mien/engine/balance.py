@@ -48,7 +48,7 @@ FEWER_D_STEPS, FEWER_G_STEPS = (Remedy(knob, lambda steps: steps - 1, 1, 16) for
 MORE_D_STEPS, MORE_G_STEPS = (Remedy(knob, lambda steps: steps + 1, 1, 2) for knob in ("d_steps", "g_steps"))
 REMEDIES: dict[str, tuple[Remedy, ...]] = {
     "D too strong": (FEWER_D_STEPS, _restore("lr_g"), SMOOTHER_D, _halve("lr_d"), MORE_G_STEPS, MORE_AUGMENTATION),
-    "G too strong": (FEWER_G_STEPS, _restore("lr_d"), _halve("lr_g"), MORE_D_STEPS, ROUGHER_D),
+    "G too strong": (FEWER_G_STEPS, _restore("lr_d"), _halve("lr_g", 1 / 16), MORE_D_STEPS, ROUGHER_D),
     "D memorising": (MORE_AUGMENTATION, SMOOTHER_D, _halve("lr_d")),
     "mode collapse": (SMOOTHER_D, _halve("lr_g"), _halve("lr_d")),
     "condition ignored": (),

@@ -28,7 +28,7 @@ def average(s: TrainState, *, images: int, half_life_kimg: float, ramp: float) -
     beta = ema_decay(images=images, nimg=s.origin_nimg + s.nimg, half_life_kimg=half_life_kimg, ramp=ramp)
     ema_update(s.ema, s.G, beta)
     if isinstance(s.G, FadingGenerator) and isinstance(s.ema, FadingGenerator):
-        young = ema_decay(images=images, nimg=s.nimg - max(s.warming.values()), half_life_kimg=half_life_kimg, ramp=ramp)
+        young = ema_decay(images=images, nimg=s.nimg - s.grown_nimg, half_life_kimg=half_life_kimg, ramp=ramp)
         if young < beta:
             ema_update(s.ema.new_blocks, s.G.new_blocks, young / beta)  # after the first update, this makes beta into young
 

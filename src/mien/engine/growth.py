@@ -91,7 +91,8 @@ def phase_of(state: TrainState) -> Phase:
 def follow(state: TrainState, task: Task) -> str | None:
     """Bring networks, data, alpha and rates to where `state.nimg` wants them; a sentence when the structure changed.
 
-    Weights, optimiser moments and the average stay with what grows. New blocks are drawn from (seed, nimg) and warmed up.
+    Weights, optimiser moments and the average stay with what grows. New blocks are drawn from (seed, nimg) and learn at the full rate:
+    the fade keeps what they draw small at first, and blocks held back as well would still draw nothing when the old ones are gone.
     """
     told = None
     phase = task.plan.at(state.nimg)
@@ -113,16 +114,12 @@ def follow(state: TrainState, task: Task) -> str | None:
 def grow(state: TrainState, config: Config) -> None:
     """Twice the size, at alpha 0."""
     family, g, d = config.model.family, config.model.generator_options(), config.model.discriminator_options()
-    before = {id(tensor) for net in (state.G, state.D) for tensor in net.parameters()}
     torch.manual_seed(step_seed(config.train.seed, state.nimg, -2))
     generator = grown_generator(state.G, family=family, options=g)
     average = grown_generator(state.ema, family=family, options=g).requires_grad_(False)
     average.new_blocks.load_state_dict(generator.new_blocks.state_dict())
     state.G, state.ema, state.D = generator, average, grown_discriminator(state.D, family=family, options=d)
-    for role, net in (("G", state.G), ("D", state.D)):
-        for name, parameter in net.named_parameters():
-            if id(parameter) not in before:
-                state.warming[f"{role}.{name}"] = state.nimg
+    state.grown_nimg = state.nimg
     regroup(state, config)
 
 

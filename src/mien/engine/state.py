@@ -43,6 +43,8 @@ class TrainState:
     """LeCam's moving averages of D's logits of reals and of fakes, [2]; None until LeCam is first in use."""
     warming: dict[str, int] = field(default_factory=dict)
     """{'D.trunk.4x4.conv.weight': nimg when it was born}: parameters that came to trained ones later; their rates rise (engine.warmup)."""
+    grown_nimg: int = 0
+    """When the networks last grew."""
     origin_nimg: int = 0
     """How many images the weights had seen before this run, under another: the average is as old as that."""
 
@@ -71,6 +73,7 @@ class TrainState:
             "tick_nimg": self.tick_nimg,
             "probe_nimg": self.probe_nimg,
             "warming": self.warming,
+            "grown_nimg": self.grown_nimg,
             "origin_nimg": self.origin_nimg,
         }
 
@@ -93,7 +96,8 @@ class TrainState:
         self.seen_faces, self.probe_nimg = tensors.get("seen_faces"), int(plain.get("probe_nimg", 0))
         anchors = tensors.get("anchors")
         self.anchors = None if anchors is None else anchors.to(next(self.D.parameters()).device)
-        self.warming, self.origin_nimg = dict(plain.get("warming", {})), int(plain.get("origin_nimg", 0))
+        self.warming, self.grown_nimg = dict(plain.get("warming", {})), int(plain.get("grown_nimg", 0))
+        self.origin_nimg = int(plain.get("origin_nimg", 0))
 
     def load_moments(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """The optimisers' state from what `tensors()` names 'opt_g.4x4.weight.exp_avg'; parameters that it lacks begin afresh."""
