@@ -114,12 +114,12 @@ def _kept(metric: str, details: Mapping[str, Any]) -> dict[str, Any]:
 # Writing
 
 
-def render(name: str, meta: Mapping[str, Any], card: Mapping[str, Any], *, use: str) -> str:
+def render(name: str, meta: Mapping[str, Any], card: Mapping[str, Any], *, use: str, front_matter: bool = True) -> str:
     """The card as Markdown, with the front matter that model hubs read. `use`: a Markdown paragraph on using the files beside it."""
     attributes = list(meta["attributes"])
     scores = {score["metric"]: score for score in card["scores"]}
     parts = [
-        _front_matter(card["data"]["kind"]),
+        _front_matter(card["data"]["kind"]) if front_matter else "",
         f"# Model card: `{name}`",
         f"A generator of faces of nobody, {meta['size']} x {meta['size']} px, "
         + (f"steered by {_listed(attributes)}" if attributes else "without attributes")
@@ -229,13 +229,13 @@ def _about_control(attributes: Sequence[str], control: Mapping[str, Any] | None,
         return ["The model has no attributes to ask for."]
     out: list[str] = []
     if control is None:
-        out.append("Control was not measured: `mien eval --metrics control` does.")
+        out.append("Control was not measured: `mien eval` measures it.")
     else:
         accuracy, ceiling = control["details"].get("accuracy", {}), control["details"].get("ceiling", {})
         rows = [[n, f"{accuracy[n]:.1%}", f"{ceiling[n]:.1%}" if n in ceiling else "–"] for n in attributes if n in accuracy]
         out += [
-            f"How often the bundled judge sees what was asked for: {control['value']:.1%} (interval {_span(control)}). Beside it, how often "
-            "the judge agrees with the labels of real images, which no generator can be expected to beat:",
+            f"How often the bundled judge sees what was asked for: {control['value']:.1%} (interval {_span(control)}). Beside it, how "
+            "often the judge agrees with the labels of real images, which no generator can be expected to beat:",
             _table(["asked for", "seen", "on real images"], rows),
         ]
     if leakage is None:

@@ -28,26 +28,21 @@ def push(generator: LoadedGenerator, repository: str, *, half: bool = False, pub
     the extra, without a token, and for whatever the hub refuses.
     """
     try:
-        from huggingface_hub import HfApi
+        from huggingface_hub import CommitOperationAdd, HfApi, get_token
     except ImportError:
         raise UserError(f"{HUB}{repository} needs huggingface_hub: pip install 'mien[hub]'.") from None
     api = HfApi()
-    if not api.token and not _stored_token():
+    if not get_token():
         raise UserError("There is no token for the hub: log in with 'hf auth login', or set HF_TOKEN to one that may write.")
     with tempfile.TemporaryDirectory() as folder:
         done = export(generator, Path(folder) / "model", form="safetensors", half=half, name=repository.split("/")[1])
         try:
             api.create_repo(repository, private=not public, exist_ok=True)
-            api.upload_folder(repo_id=repository, folder_path=done.folder, commit_message=f"Upload {done.name} by mien")
+            files = [CommitOperationAdd(path.name, path) for path in sorted(done.folder.iterdir())]
+            api.create_commit(repository, files, commit_message=f"Upload {done.name} by mien")
         except Exception as error:  # the library's errors are many and change: each means that nothing usable was uploaded
             raise UserError(f"{HUB}{repository} was not uploaded: {_reason(error)}") from error
     return f"{api.endpoint}/{repository}"
-
-
-def _stored_token() -> str | None:
-    from huggingface_hub import get_token
-
-    return get_token()
 
 
 def _reason(error: Exception) -> str:

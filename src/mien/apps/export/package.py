@@ -14,6 +14,7 @@ from mien.errors import UserError, did_you_mean
 from mien.explore.load import LoadedGenerator
 
 FORMATS = ("safetensors", "onnx", "web")
+MAX_BUNDLED_BYTES = 16_000_000
 USES = {
     "safetensors": """```sh
 mien sample {name}.safetensors --out faces.png --grid
@@ -29,6 +30,11 @@ generator = load_generator("{name}.safetensors")
 z = latents(range(16), generator.z_dim)
 faces = render(generator, z, torch.tensor([{values}]).expand(16, {count}))   # uint8 [16, 3, {size}, {size}]
 ```""",
+    "bundled": """```sh
+mien sample {name} --out faces.png --grid
+```
+
+It came with mien: its name is a MODEL wherever one is asked for.""",
     "onnx": """```python
 import numpy, onnxruntime
 
@@ -84,6 +90,25 @@ def export(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Exported(out, name, size, parity, moved)
+
+
+def bundle(generator: LoadedGenerator, name: str, *, weights: Path, cards: Path) -> Exported:
+    """Put a model among those that come with the package: NAME.safetensors (fp16) and NAME.json into `weights`, NAME.md into `cards`.
+
+    One of the same name is replaced. Raises UserError when the file is larger than a package should hold.
+    """
+    with tempfile.TemporaryDirectory(dir=weights) as folder:
+        done = export(generator, Path(folder) / "new", form="safetensors", half=True, name=name)
+        stem = done.folder / name
+        size = stem.with_name(f"{name}.safetensors").stat().st_size
+        if size > MAX_BUNDLED_BYTES:
+            raise UserError(f"{name} takes {size / 1e6:.1f} MB: a bundled model has at most {MAX_BUNDLED_BYTES / 1e6:.0f} MB.")
+        for suffix in (".json", ".safetensors"):
+            os.replace(stem.with_name(name + suffix), weights / (name + suffix))
+    meta = {**generator.meta, "precision": "fp16"}
+    use = how_to_use(generator, form="bundled", name=name)
+    (cards / f"{name}.md").write_text(render(name, meta, gather(generator), use=use, front_matter=False), encoding="utf-8")
+    return done
 
 
 def check_place(out: Path, *, force: bool) -> None:
