@@ -63,26 +63,22 @@ def test_every_ladder_is_climbed_within_bounds_and_comes_to_an_end(title):
             value = getattr(pilot.knobs, name)
             assert value is None or low <= value <= high
         for name in RATES:
-            assert 1 / 64 <= getattr(pilot.knobs, name) / getattr(recipe, name) <= 2
-        assert pilot.knobs.augment_p <= 0.6 and pilot.knobs.r1_gamma <= 20
+            assert 1 / 64 <= getattr(pilot.knobs, name) / getattr(recipe, name) <= 4
+        assert pilot.knobs.augment_p <= 0.6 and pilot.knobs.r1_gamma <= 2
         assert 1 <= pilot.knobs.d_steps <= 2 and 1 <= pilot.knobs.g_steps <= 2
     times = [nimg for nimg, _ in pilot.decisions]
     assert all(later - earlier >= COOL_DOWN * PATIENCE for earlier, later in zip(times, times[1:]))
     assert bool(times) == (title != "condition ignored (Smiling)")
     for _, decision in pilot.decisions:
-        if decision.diagnosis == "healthy again":  # gradients of any size are usual in the end
-            assert title in ("exploding (D)", "vanishing (G)", "vanishing (D)")
-            break
         assert decision.old != decision.new and decision.diagnosis == title and str(decision.signal) in decision.sentence()
-    else:
-        assert not times or times[-1] < 50_000  # spent: it does not hunt up and down
+    assert not times or times[-1] < 50_000  # spent: it does not hunt up and down
 
 
 def test_the_right_knob_turns_the_right_way():
     first = {title: Pilot().fly(5000, HEALTHY).fly(9000, sick(title)).decisions for title in SICK}
     turned = {title: [(decision.knob, decision.new > decision.old) for _, decision in decisions[:1]] for title, decisions in first.items()}
     assert turned["D too strong"] == [("r1_gamma", True)]
-    assert turned["G too strong"] == [("g_steps", False)]
+    assert turned["G too strong"] == [("lr_d", True)]
     assert turned["D memorising"] == [("augment_p", True)]
     assert turned["exploding (D)"] == [("lr_d", False)] and turned["exploding (G)"] == [("lr_g", False)]
     assert turned["vanishing (G)"] == turned["vanishing (D)"] == [("lr_d", False)] and turned["stalled"] == [("lr_g", True)]
@@ -130,10 +126,10 @@ def test_what_helped_stays_and_the_opposite_takes_it_back():
 
 def test_advice_is_given_once_for_each_diagnosis_and_changes_nothing():
     pilot = Pilot().fly(5000, HEALTHY, advice=True).fly(30_000, sick("G too strong"), advice=True)
-    assert pilot.turned() == ["g_steps"] and pilot.steering == Steering()
-    assert pilot.decisions[0][1].sentence(advice=True).startswith("Would turn g_steps from 2 to 1 (G too strong: accuracy_d 0.")
+    assert pilot.turned() == ["lr_d"] and pilot.steering == Steering()
+    assert pilot.decisions[0][1].sentence(advice=True).startswith("Would turn lr_d from 0.0004 to 0.0008 (G too strong: accuracy_d 0.")
     pilot.fly(20_000, HEALTHY, advice=True).fly(5000, sick("G too strong"), advice=True)
-    assert pilot.turned() == ["g_steps", "g_steps"]  # a second illness is told anew
+    assert pilot.turned() == ["lr_d", "lr_d"]  # a second illness is told anew
 
 
 def test_a_checkpoint_keeps_what_the_controller_remembers():

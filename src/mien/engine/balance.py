@@ -7,6 +7,7 @@ diagnosis takes it back. A run that is never diagnosed is never touched: its bit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -33,12 +34,12 @@ class Remedy:
 
 
 def _halve(knob: str, low: float = 0.25) -> Remedy:
-    return Remedy(knob, lambda factor: factor / 2, low, 1.0)
+    return Remedy(knob, lambda factor: factor / 2, low, math.inf)
 
 
-def _restore(knob: str) -> Remedy:
-    """Double a rate that was halved before."""
-    return Remedy(knob, lambda factor: factor * 2, 0.0, 1.0)
+def _double(knob: str, high: float = 1.0) -> Remedy:
+    """By default only back to the recipe's."""
+    return Remedy(knob, lambda factor: factor * 2, 0.0, high)
 
 
 SMOOTHER_D = Remedy("r1_gamma", lambda gamma: max(2 * gamma, FIRST_GAMMA), 0.0, MOST_GAMMA)
@@ -47,8 +48,8 @@ MORE_AUGMENTATION = Remedy("augment_p", lambda p: p + AUGMENT_STEP, 0.0, AUGMENT
 FEWER_D_STEPS, FEWER_G_STEPS = (Remedy(knob, lambda steps: steps - 1, 1, 16) for knob in ("d_steps", "g_steps"))
 MORE_D_STEPS, MORE_G_STEPS = (Remedy(knob, lambda steps: steps + 1, 1, 2) for knob in ("d_steps", "g_steps"))
 REMEDIES: dict[str, tuple[Remedy, ...]] = {
-    "D too strong": (FEWER_D_STEPS, _restore("lr_g"), SMOOTHER_D, _halve("lr_d"), MORE_G_STEPS, MORE_AUGMENTATION),
-    "G too strong": (FEWER_G_STEPS, _restore("lr_d"), _halve("lr_g", 1 / 16), MORE_D_STEPS, ROUGHER_D),
+    "D too strong": (FEWER_D_STEPS, _double("lr_g"), SMOOTHER_D, _halve("lr_d"), MORE_G_STEPS, MORE_AUGMENTATION),
+    "G too strong": (_double("lr_d", 4.0), FEWER_G_STEPS, _halve("lr_g", 1 / 16), MORE_D_STEPS, ROUGHER_D),
     "D memorising": (MORE_AUGMENTATION, SMOOTHER_D, _halve("lr_d")),
     "mode collapse": (SMOOTHER_D, _halve("lr_g"), _halve("lr_d")),
     "condition ignored": (),
@@ -56,7 +57,7 @@ REMEDIES: dict[str, tuple[Remedy, ...]] = {
     "exploding (g)": (_halve("lr_g", 1 / 64), Remedy("clip_norm", lambda norm: norm / 2, 0.1, 1e6)),
     "vanishing (g)": (_halve("lr_d"), SMOOTHER_D),
     "vanishing (d)": (_halve("lr_d", 1 / 64),),
-    "stalled": (Remedy("lr_g", lambda factor: factor * 2, 1.0, 2.0),),
+    "stalled": (_double("lr_g", 2.0),),
 }
 URGENCY = ("exploding", "vanishing", "mode collapse", "D memorising", "D too strong", "G too strong", "stalled", "condition ignored")
 
