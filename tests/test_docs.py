@@ -99,13 +99,12 @@ def test_the_page_on_stability_names_every_rule_with_its_limits_and_every_remedy
     from mien.engine.balance import REMEDIES
     from mien.engine.diagnosis import RULES
 
-    text = TEXTS["docs/stability.md"]
-    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
+    limits, ladders = TEXTS["docs/stability.md"].split("| diagnosis | rungs |")
+    rows = {line.split("|")[1].strip(): line for line in limits.splitlines() if line.startswith("|")}
     for rule in RULES:
         for limit in rule.limits:
             assert f"`{limit.signal}`" in rows[rule.name] and f"{limit.threshold:g}" in rows[rule.name], (rule.name, limit.signal)
             assert f"{limit.back:g}" in rows[rule.name] or limit.signal == "progress", (rule.name, limit.back)
-    ladders = text.split("| rungs |")[1]
     for diagnosis, remedies in REMEDIES.items():
         line = next(line for line in ladders.splitlines() if line.startswith(f"| {diagnosis.partition(' (')[0]}"))
         assert all(f"`{remedy.knob}`" in line or (diagnosis.startswith("exploding") and "its rate" in line) for remedy in remedies), diagnosis
