@@ -31,7 +31,10 @@ from mien.metrics.judge import Judge
 TRAIN_FACES = 8000  # reals an encoder learns from
 HELD_OUT = 400  # faces a calibration takes
 FIRST_HELD_OUT = 2_000_000  # number of the first generated face that stands in for a real one
-DOUBTFUL, REFUSED = 90.0, 99.9  # percentiles of the score: with and without the detector's word against the picture
+# Percentiles of the score at which a picture is refused: with the detector's word against it, and without. On CelebA (seed0-cpu) the
+# detector misses 3 % of faces and half of them are over 50; it sees 28 % of faces upside down, 2 % of faces on their side, no noise or shapes.
+DOUBTFUL, REFUSED = 50.0, 99.9
+GENERATED = "generated faces"
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def _faces(generator: LoadedGenerator, store: FaceStore | None) -> tuple[Tensor 
     """(reals uint8 or None, their labels or None, held-out faces uint8 [M, 3, R, R], what these are)."""
     if store is None:
         z = latents(range(FIRST_HELD_OUT, FIRST_HELD_OUT + HELD_OUT), generator.z_dim)
-        return None, None, render(generator, z, attribute_rows(generator, {}, HELD_OUT, FIRST_HELD_OUT)), "generated faces"
+        return None, None, render(generator, z, attribute_rows(generator, {}, HELD_OUT, FIRST_HELD_OUT)), GENERATED
     draw = np.random.default_rng(0)
     order = draw.permutation(store.indices("train"))
     split = next((name for name in ("val", "test") if len(store.indices(name)) >= SMALLEST), "train")
@@ -153,7 +156,8 @@ def store_of(generator: LoadedGenerator, named: str | Path | None) -> FaceStore 
 def check_face(known: Witness, generator: LoadedGenerator, judge: Judge, image: np.ndarray) -> float:
     """The percentile of an aligned picture's anomaly score (uint8 [R, R, 3]) among held-out faces.
 
-    UserError when it is no plausible face: over REFUSED, or over DOUBTFUL when the face detector sees none either.
+    UserError when it is no plausible face: over REFUSED, or over DOUBTFUL when the face detector sees none either. Next to generated faces
+    every photo is strange: calibrated on them, the detector must agree.
     """
     from mien.apps.photos import face_seen
 
@@ -164,7 +168,7 @@ def check_face(known: Witness, generator: LoadedGenerator, judge: Judge, image: 
         seen = face_seen(image) if percentile > DOUBTFUL else True
     except UserError:  # no detector: the score alone decides
         seen = True
-    if percentile >= REFUSED or not seen:
+    if not seen or percentile >= REFUSED and known.source != GENERATED:
         raise UserError(f"This does not look like a face: it is stranger than {percentile:.1f} % of {known.source}"
                         f"{'' if seen else ', and no face is detected in it'}. Give an upright face, or --anyway.")  # fmt: skip
     return percentile

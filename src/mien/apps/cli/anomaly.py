@@ -47,7 +47,7 @@ def anomaly(
     files = find_pictures([folder])
 
     from mien.apps.cli.strips import save_picture, save_text
-    from mien.apps.encoders import store_of, witness
+    from mien.apps.encoders import GENERATED, store_of, witness
     from mien.engine.build import choose_device
     from mien.explore.load import load_generator
     from mien.metrics.judge import load_judge
@@ -55,6 +55,9 @@ def anomaly(
     generator = load_generator(model, device=choose_device(device))
     judge = load_judge(device=generator.device)
     known = witness(generator, judge, store=store_of(generator, data), progress=lambda label, n: progress(label, n, unit="steps"))
+    if known.source == GENERATED:
+        note("No store of real faces was found: the scores are calibrated on the model's own, beside which every photo is strange. "
+             "Name one: --data STORE.")  # fmt: skip
     rows, skipped = _score(generator, judge, known, files, crop)
     for file, reason in skipped:
         note(f"skipped {file}: {reason}")

@@ -48,7 +48,7 @@ def invert(
 
     pixels = read_photo(photo)
 
-    from mien.apps.encoders import check_face, store_of, witness
+    from mien.apps.encoders import GENERATED, check_face, store_of, witness
     from mien.engine.build import choose_device
     from mien.explore.invert import Settings
     from mien.explore.load import load_generator
@@ -58,6 +58,9 @@ def invert(
     aligned = align(pixels, crop=trained_crop(generator), size=generator.size, method=crop)
     judge = load_judge(device=generator.device)
     known = witness(generator, judge, store=store_of(generator, data), progress=lambda label, n: progress(label, n, unit="steps"))
+    if known.source == GENERATED:
+        note("No store of real faces was found: the scores are calibrated on the model's own, beside which every photo is strange. "
+             "Name one: --data STORE.")  # fmt: skip
     percentile = None if anyway else check_face(known, generator, judge, aligned.image)
     settings = Settings(steps=steps, offset_steps=max(1, steps // 2) if offsets else 0, free_condition=free, seed=seed)
     found, beside = _search(generator, judge, known.encoder, aligned.image, settings, compare)
