@@ -96,6 +96,7 @@ def _traced(generator: LoadedGenerator, *, optimize: bool) -> Any:
     except Exception as error:  # the exporter's errors are many; each means that there is no file
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"This {type(generator.net).__name__} has no form in ONNX: {first_line}") from error
+    assert program is not None  # it is None only for the older exporter
     return program.model_proto
 
 
@@ -167,7 +168,8 @@ def parity(generator: LoadedGenerator, path: Path) -> float:
             attributes = row.expand(len(part), -1)
             with torch.inference_mode():
                 own = net(part.to(generator.device), attributes.to(generator.device)).float().cpu().numpy()
-            feed = {LATENT: part.numpy()} | {name: attributes[:, j].numpy() for j, name in enumerate(generator.attribute_names)}
+            feed: dict[str, np.ndarray] = {LATENT: part.numpy()}
+            feed.update((name, attributes[:, j].numpy()) for j, name in enumerate(generator.attribute_names))
             difference = np.abs(session.run([IMAGES], feed)[0] - own).max()
             worst = max(worst, float(difference) if np.isfinite(difference) else float("inf"))
     return worst
