@@ -1,10 +1,15 @@
 """Truncation (the numbers themselves are tests/models' matter)."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from mien.errors import UserError
-from mien.explore.latents import latents, truncate
+from mien.explore.latents import latents, truncate, truncated, truncating
+from mien.explore.load import LoadedGenerator
+from mien.explore.sample import render
+from mien.models.catalogue import build_generator
 
 
 def test_a_face_is_the_same_whatever_is_drawn_beside_it():
@@ -44,3 +49,24 @@ def test_truncation_out_of_range_is_refused(psi):
 def test_negative_seeds_are_refused():
     with pytest.raises(UserError, match="negative"):
         latents([-1], 4)
+
+
+def loaded(family: str, **options) -> LoadedGenerator:
+    torch.manual_seed(0)
+    net = build_generator(family, size=32, attributes=1, options={"width": 16, "z_dim": 8, "condition": "concat", **options}).eval()
+    return LoadedGenerator(net=net, attribute_names=("Smiling",), size=32, z_dim=8, meta={}, path=Path("none"))
+
+
+def test_styles_are_truncated_where_a_family_has_them_and_latents_elsewhere():
+    z, rows = latents(range(4), 8), torch.tensor([[0.0], [0.0], [1.0], [1.0]])
+    style = loaded("style", w_dim=8, wide_px=8)
+    view, same = truncated(style, z, 0.0)
+    assert torch.equal(same, z) and torch.equal(render(style, z, rows), render(truncated(style, z, 1.0)[0], z, rows))
+    faces = render(view, same, rows, batch=4)
+    assert torch.equal(faces[0], faces[1]) and torch.equal(faces[2], faces[3])
+    assert not torch.equal(render(style, z, rows)[0], render(style, z, rows)[1])  # the generator itself is as it was
+    plain = loaded("dcgan")
+    view, scaled = truncated(plain, z, 0.5)
+    assert view is plain and torch.equal(scaled, 0.5 * z) and truncating(plain, 0.5) is plain
+    with pytest.raises(UserError, match="outside 0..2"):
+        truncating(style, 3.0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mien.errors import UserError
-from mien.explore.latents import latents, truncate
+from mien.explore.latents import latents, truncated
 from mien.explore.load import LoadedGenerator
 from mien.explore.sample import attribute_rows, balanced_rows, render
 
@@ -42,7 +42,7 @@ def draw_set(generator: LoadedGenerator, places: range, *, seed: int, where: Map
     else:
         rows = balanced_rows(generator, where, places, balance=balance)
     numbers = np.array([range(seed + place * best_of, seed + (place + 1) * best_of) for place in places])  # [N, K]
-    z = truncate(latents(numbers.reshape(-1), generator.z_dim), truncation)
+    generator, z = truncated(generator, latents(numbers.reshape(-1), generator.z_dim), truncation)
     candidates = rows.repeat_interleave(best_of, dim=0)
     images = render(generator, z, candidates)
     if best_of == 1 or score is None:

@@ -54,7 +54,7 @@ class Answers:
 def ask(generator: LoadedGenerator, judge: Judge, conditions: np.ndarray, which: Sequence[int], *, seed: int = 0,
         truncation: float = 1.0) -> Answers:
     """Render every latent with each of the columns `which` of conditions [n, C] set to 0 and to 1, and judge: (A + 1) x n images."""
-    z = _latents(generator, len(conditions), seed, truncation)
+    generator, z = _latents(generator, len(conditions), seed, truncation)
     base, base_features = _look(generator, judge, z, conditions)
     off, on, moved = [], [], []
     for column in which:
@@ -69,10 +69,10 @@ def ask(generator: LoadedGenerator, judge: Judge, conditions: np.ndarray, which:
     return Answers(tuple(which), base, np.stack(off), np.stack(on), np.stack(moved), float(apart), conditions)
 
 
-def _latents(generator: LoadedGenerator, count: int, seed: int, truncation: float) -> torch.Tensor:
-    from mien.explore.latents import latents, truncate
+def _latents(generator: LoadedGenerator, count: int, seed: int, truncation: float) -> tuple[LoadedGenerator, torch.Tensor]:
+    from mien.explore.latents import latents, truncated
 
-    return truncate(latents(range(seed * SEED_STRIDE, seed * SEED_STRIDE + count), generator.z_dim), truncation)
+    return truncated(generator, latents(range(seed * SEED_STRIDE, seed * SEED_STRIDE + count), generator.z_dim), truncation)
 
 
 def _look(generator: LoadedGenerator, judge: Judge, z: torch.Tensor, conditions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -235,7 +235,7 @@ def sweep(generator: LoadedGenerator, judge: Judge, conditions: np.ndarray, whic
           asked: Sequence[str], *, seed: int = 0, truncation: float = 1.0) -> dict[str, list[list[float]]]:
     """{attribute: [[asked value, mean judged probability], ...]} for values from 0 to 1, the same SWEEP_FACES latents at each."""
     rows = conditions[:SWEEP_FACES].astype(np.float32)
-    z = _latents(generator, len(rows), seed, truncation)
+    generator, z = _latents(generator, len(rows), seed, truncation)
     curves: dict[str, list[list[float]]] = {}
     for i, name, column in zip(which, asked, columns):
         curves[name] = []
@@ -260,7 +260,7 @@ def rare_combinations(generator: LoadedGenerator, judge: Judge, real_attributes:
         rows = np.unique(np.random.default_rng(seed).integers(0, 2, (4 * MOST_RARE, count)), axis=0)
     shares = np.array([(real_attributes == row).all(axis=1).mean() for row in rows])
     rare = [i for i in np.argsort(shares, kind="stable") if shares[i] < RARE_SHARE][:MOST_RARE]
-    z = _latents(generator, SWEEP_FACES, seed, truncation)
+    generator, z = _latents(generator, SWEEP_FACES, seed, truncation)
     found = []
     for i in rare:
         probabilities, _ = _look(generator, judge, z, np.tile(rows[i], (SWEEP_FACES, 1)))

@@ -53,15 +53,15 @@ def real_faces(store: FaceStore, indices: np.ndarray, attribute_names: Sequence[
 
 def generated_faces(generator: LoadedGenerator, conditions: np.ndarray, *, seed: int, truncation: float = 1.0) -> FaceSet:
     """Faces seed * SEED_STRIDE + 0, 1, ... of a generator, one for each row of conditions [N, A]; quantised as saved."""
-    from mien.explore.latents import latents, truncate
+    from mien.explore.latents import latents, truncated
     from mien.explore.sample import render
 
     numbers = range(seed * SEED_STRIDE, seed * SEED_STRIDE + len(conditions))
 
     def read() -> Iterator[Tensor]:
         for start in range(0, len(conditions), BATCH):
-            z = truncate(latents(numbers[start:start + BATCH], generator.z_dim), truncation)
-            yield render(generator, z, torch.from_numpy(conditions[start:start + BATCH].astype(np.float32)), batch=BATCH)
+            view, z = truncated(generator, latents(numbers[start:start + BATCH], generator.z_dim), truncation)
+            yield render(view, z, torch.from_numpy(conditions[start:start + BATCH].astype(np.float32)), batch=BATCH)
 
     return FaceSet(conditions, tuple(generator.attribute_names), [f"face {number}" for number in numbers], read)
 

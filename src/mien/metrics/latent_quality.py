@@ -82,11 +82,12 @@ def path_length(generator: LoadedGenerator, conditions: np.ndarray, extractor: C
     d is the distance in features over `scale` (the mean distance between two reals), so 1 is a straight way between two faces as unlike as
     reals are; lower is smoother. The step is wider than the paper's, because images are quantised as saved. Interval: of the mean.
     """
-    from mien.explore.latents import latents, truncate
+    from mien.explore.latents import latents, truncated
     from mien.explore.sample import render
 
     count = len(conditions)
-    start, end = (truncate(latents(range(first, first + count), generator.z_dim), truncation) for first in (seed, seed + count))
+    generator, z = truncated(generator, latents(range(seed, seed + 2 * count), generator.z_dim), truncation)
+    start, end = z[:count], z[count:]
     t = torch.rand(count, 1, generator=torch.Generator().manual_seed(seed)) * (1 - STEP)
     rows = torch.from_numpy(conditions.astype(np.float32))
     before, after = (np.asarray(extractor(render(generator, slerp(start, end, at), rows)), dtype=np.float64) for at in (t, t + STEP))

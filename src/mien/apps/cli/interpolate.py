@@ -54,6 +54,7 @@ def interpolate(
     from mien.engine.build import choose_device
     from mien.explore.interpolate import frames as drawn
     from mien.explore.interpolate import moments
+    from mien.explore.latents import truncating
     from mien.explore.load import load_generator
     from mien.explore.sample import parse_where
 
@@ -61,6 +62,7 @@ def interpolate(
     names = generator.attribute_names
     held, first, last = (parse_where(text, names) for text in (where, from_attributes, to_attributes))
     morph = build_morph(generator, numbers, held=held, first=first, last=last, mode=mode, loop=loop, truncation=truncation)
+    generator = truncating(generator, truncation)
     if len(numbers) == 1 and not morph.glides:
         raise UserError(f"--seeds {seeds}: one face alone does not move. Give more, or --from-attributes and --to-attributes.")
     u = _even(generator, morph, count, str(generator.device)) if even else moments(count, closed=loop)
@@ -89,7 +91,7 @@ def build_morph(generator: LoadedGenerator, numbers: Sequence[int], *, held: dic
     import torch
 
     from mien.explore.interpolate import MODES, Morph
-    from mien.explore.latents import latents, truncate
+    from mien.explore.latents import latents, truncated
     from mien.explore.sample import attribute_rows
 
     if mode not in MODES:
@@ -103,7 +105,7 @@ def build_morph(generator: LoadedGenerator, numbers: Sequence[int], *, held: dic
         if name in first or name in last:
             start, end = first.get(name, float(rows[0, column])), last.get(name, float(rows[-1, column]))
             glides[column] = (start, end)
-    z = truncate(latents(numbers, generator.z_dim), truncation)
+    _, z = truncated(generator, latents(numbers, generator.z_dim), truncation)
     return Morph(z, rows, mode=mode, closed=loop, glides=glides)
 
 

@@ -162,7 +162,7 @@ def _plain_grid(generator: LoadedGenerator, order: Order) -> Any:
 
 def _combination_grid(generator: LoadedGenerator, order: Order) -> Any:
     """A row of the same latents for each attribute combination; --count is divided among the rows. A plain grid when there is only one."""
-    from mien.explore.latents import latents, truncate
+    from mien.explore.latents import latents, truncated
     from mien.explore.sample import captions, combinations, labelled_grid, render
 
     rows = combinations(generator, order.where)
@@ -170,7 +170,7 @@ def _combination_grid(generator: LoadedGenerator, order: Order) -> Any:
         note("There is only one combination to show: the grid has no rows by attribute.")
         return _plain_grid(generator, order)
     columns = max(1, order.count // len(rows))
-    z = truncate(latents(range(order.seed, order.seed + columns), generator.z_dim), order.truncation)
+    generator, z = truncated(generator, latents(range(order.seed, order.seed + columns), generator.z_dim), order.truncation)
     images = render(generator, z.repeat(len(rows), 1), rows.repeat_interleave(columns, dim=0))
     return labelled_grid(images, captions(rows, generator.attribute_names))
 

@@ -56,14 +56,14 @@ class Faces:
     def _draw(self, question: Question, asked: _Asked) -> tuple[list[dict[str, float]], Tensor]:
         """(attributes of each face, uint8 [N, 3, R, R])."""
         with self.studio.using(asked.model, question.turn) as generator:
-            from mien.explore.latents import latents, truncate
+            from mien.explore.latents import latents, truncated
             from mien.explore.sample import attribute_rows, render
 
             for name in asked.where:
                 if name not in generator.attribute_names:
                     raise UserError(f"This model has no attribute {name[:40]!r}.")
             rows = attribute_rows(generator, asked.where, asked.count, asked.seed)
-            z = truncate(latents(range(asked.seed, asked.seed + asked.count), generator.z_dim), asked.truncation)
+            generator, z = truncated(generator, latents(range(asked.seed, asked.seed + asked.count), generator.z_dim), asked.truncation)
             images = render(generator, z, rows)
             return [dict(zip(generator.attribute_names, row)) for row in rows.tolist()], images
 

@@ -62,12 +62,14 @@ class Morphing:
         generator = own_copy(self.studio, text(question.body, "model"), question.turn)
         from mien.apps.cli.interpolate import build_morph
         from mien.explore.interpolate import even_moments, moments
+        from mien.explore.latents import truncating
 
         for name in (*asked.where, *asked.first, *asked.last):
             if name not in generator.attribute_names:
                 raise UserError(f"This model has no attribute {name[:40]!r}.")
         morph = build_morph(generator, asked.seeds, held=asked.where, first=asked.first, last=asked.last, mode=asked.mode,
                             loop=asked.loop, truncation=asked.truncation)  # fmt: skip
+        generator = truncating(generator, asked.truncation)
         if len(asked.seeds) == 1 and not morph.glides:
             raise UserError("One face alone does not move: add another, or let an attribute glide.")
         if not asked.even:

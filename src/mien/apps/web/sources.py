@@ -140,7 +140,7 @@ def numbered(generator: LoadedGenerator, face: Mapping[str, Any]) -> Source:
     """Face number `seed` with all its attributes given, as the command line draws it."""
     import torch
 
-    from mien.explore.latents import latents, truncate
+    from mien.explore.latents import latents, truncated
 
     seed = whole(face, "seed", 0, MAX_SEED, of="A face's number")
     psi = number({"truncation": 1.0, **face}, "truncation", 0.0, 2.0, of="Truncation")
@@ -148,7 +148,9 @@ def numbered(generator: LoadedGenerator, face: Mapping[str, Any]) -> Source:
     names = generator.attribute_names
     if set(given) != set(names):
         raise UserError("That face belongs to another model: choose one of this model's.")
-    z = truncate(latents([seed], generator.z_dim), psi)
+    view, z = truncated(generator, latents([seed], generator.z_dim), psi)
+    if view is not generator:
+        raise UserError("This model truncates styles, which are not edited: set truncation to 1.")
     rows = torch.tensor([[given[name] for name in names]], dtype=torch.float32).reshape(1, len(names))
     if psi == 1:
         where = said({name: given[name] for name in names})
