@@ -46,7 +46,8 @@ class FakeHub(BaseHTTPRequestHandler):
             asked = json.loads(content)
             name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else f"me/{asked['name']}"
             there = name in self.repositories
-            self.repositories.setdefault(name, {"private": asked.get("private"), "files": {}})
+            private = asked["private"] if "private" in asked else asked["visibility"] == "private"  # by the client's version
+            self.repositories.setdefault(name, {"private": private, "files": {}})
             return self.answer(409 if there else 200, {"url": f"http://{self.headers['Host']}/{name}"})
         if self.path == "/api/validate-yaml":
             return self.answer(200, {"errors": [], "warnings": []})
