@@ -1,6 +1,6 @@
 """The page in headless Chromium: each tab does its job, by mouse and by keyboard, and every control has a name."""
 
-import re
+import json
 import threading
 import time
 
@@ -14,6 +14,11 @@ from .conftest import PATIENCE_MS
 
 TABS = ("generate", "morph", "edit", "ablate", "train", "compare")
 FACE = "#generate .faces img"
+READY = {  # a part of each tab that is there once the tab has what it begins with
+    "generate": "#generate .keepsake code:not(:empty)", "morph": "#morph .keepsake code:not(:empty)",
+    "edit": "#edit .slider label:has-text('Unnamed 1')", "ablate": "#ablate .channels input",
+    "train": "#train .watch > .report", "compare": "#compare .list input",
+}  # fmt: skip
 
 
 def first_face(page):
@@ -43,6 +48,13 @@ def changes(page, before):
         assert time.monotonic() < end
         page.wait_for_timeout(30)
     return now
+
+
+def settled(page, tab):
+    """The page once a tab shows what it begins with, and the model is known."""
+    page.wait_for_selector(READY[tab])
+    until(page, "document.querySelector('#facts').textContent !== ''")
+    return page
 
 
 def slider(page, name):
@@ -132,9 +144,7 @@ def test_tabs_by_keyboard(app, visit):
 
 @pytest.mark.parametrize("tab", TABS)
 def test_every_control_has_a_name_and_every_picture_words(app, visit, tab):
-    page = visit(app, tab)
-    until(page, "document.querySelector('#facts').textContent !== ''")
-    page.wait_for_timeout(500)
+    page = settled(visit(app, tab), tab)
     session = page.context.new_cdp_session(page)
     nodes = session.send("Accessibility.getFullAXTree")["nodes"]
     kinds = {"button", "checkbox", "combobox", "link", "radio", "slider", "spinbutton", "textbox", "tab", "img", "image", "progressbar"}
@@ -149,9 +159,9 @@ def test_every_control_has_a_name_and_every_picture_words(app, visit, tab):
 
 @pytest.mark.parametrize("tab", TABS)
 def test_nothing_overflows_a_phone(app, visit, tab):
-    page = visit(app, tab)
+    page = settled(visit(app, tab), tab)
     page.set_viewport_size({"width": 390, "height": 844})
-    page.wait_for_timeout(600)
+    until(page, "innerWidth === 390")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
@@ -259,11 +269,15 @@ def test_channels_are_switched_off(app, visit):
     assert "--edit edit.json" in page.text_content("#ablate .keepsake code")
     moved(page, slider(page, "Times"), 1)
     assert becomes(page, "#ablate figure:nth-of-type(2) img", after) == before  # once itself is itself
-    page.get_by_label("Layer").select_option("8x8")
-    until(page, "document.querySelector('#ablate select:last-of-type') !== null")
+    listed = "document.querySelector('#ablate .channels').textContent"
+    seen = page.evaluate(listed)
+    page.get_by_label("Layer").select_option("8x8")  # it began with the middle one, 16x16
+    until(page, f"{listed} !== {json.dumps(seen)}")
+    seen = page.evaluate(listed)
     page.get_by_text("Place by numbers").click()
     moved(page, slider(page, "Down"), 0.2)
-    page.wait_for_selector("#ablate .channels input")
+    until(page, f"{listed} !== {json.dumps(seen)}")
+    assert "of 16x16" in page.text_content("#ablate .controls")  # what was chosen in another layer stays chosen
     page.get_by_role("button", name="None of them").click()
     page.wait_for_selector("#ablate .keepsake", state="hidden")
 
@@ -332,4 +346,4 @@ def test_a_run_is_started_and_the_page_keeps_up(serve, visit, tmp_path, monkeypa
     assert words == ["train", "faces", "--preset", "demo", "--run", str(tmp_path / "runs" / "mine"), "--images", "4000", "--seed", "0"]
     begin.set()
     page.wait_for_selector("text=Finished after 4,000")  # without a touch
-    assert re.search("mine.*finished", page.text_content("#train .run"))
+    page.wait_for_selector("#train .run:has-text('mine'):has-text('finished')")

@@ -22,9 +22,15 @@ def place(tmp_path_factory):
 
 @pytest.fixture
 def trainer(serve, place, monkeypatch):
+    """An app in that folder. What it starts is ended with the test, however the test ends."""
+    started, start = [], training._process
     monkeypatch.chdir(place)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    return serve(None, runs=place / "runs")
+    monkeypatch.setattr(training, "_process", lambda words, log: (started.append(start(words, log)), started[-1])[1])
+    yield serve(None, runs=place / "runs")
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 def wanted(**changes):
