@@ -88,7 +88,7 @@ def _traced(generator: LoadedGenerator, *, optimize: bool) -> Any:
     net = Named(generator.net).cpu()
     args = (torch.randn(3, generator.z_dim), *(torch.rand(3) for _ in names))
     batch = torch.export.Dim("N")
-    free = ({0: batch}, tuple({0: batch} for _ in names))
+    free = ({0: batch}, tuple({0: batch} for _ in names)) if names else ({0: batch},)
     try:
         with _quiet():
             program = torch.onnx.export(net, args, dynamo=True, input_names=[LATENT, *names], output_names=[IMAGES], dynamic_shapes=free,
