@@ -8,7 +8,8 @@ Logits are D's; a logit above 0 means that D calls the image real.
 - `logit_gap`: E[D(real)] - E[D(fake)]. `sign_real`: E[sign D(real)], which nears 1 as D memorises (Karras et al. 2020).
 - `grad_norm_d`, `grad_norm_g`: L2 norm of the whole gradient, before clipping.
 - `weight_change_d`, `weight_change_g`: |w' - w| / |w| of one update; measured at ticks.
-- `r1_penalty`, `r2_penalty`, `gp_penalty`, `dragan_penalty`: the mean penalty before its weight, when it was computed.
+- `r1_penalty` and the same of `r2`, `gp`, `dragan`, `lecam`, `consistency_real`, `consistency_fake`: the mean penalty before its weight,
+  when it was computed. `path_penalty`: with its weight. `perceptual`: before it.
 """
 
 from __future__ import annotations
