@@ -32,7 +32,7 @@ TRAIN_FACES = 8000  # reals an encoder learns from
 HELD_OUT = 400  # faces a calibration takes
 FIRST_HELD_OUT = 2_000_000  # number of the first generated face that stands in for a real one
 # Percentiles of the score at which a picture is refused: with the detector's word against it, and without. On CelebA (seed0-cpu) the
-# detector misses 3 % of faces and half of them are over 50; it sees 28 % of faces upside down, 2 % of faces on their side, no noise or shapes.
+# detector misses 3 % of faces (half are over 50); it sees 28 % of faces upside down, 2 % of those on their side, and no noise or shapes.
 DOUBTFUL, REFUSED = 50.0, 99.9
 GENERATED = "generated faces"
 
