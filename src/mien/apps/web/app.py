@@ -19,7 +19,7 @@ from mien.config import preset_names, read_preset
 
 
 def make_server(model: str | None = None, *, runs: Path = Path("runs"), host: str = "127.0.0.1", port: int = 7860) -> Server:
-    """A server that is bound but not yet serving; port 0 takes a free one. `model` begins to load at once.
+    """A server that is bound but not yet serving; port 0 takes a free one. `model` begins to load by itself.
 
     Raises UserError for a model that is not there, and for a port that cannot be had.
     """

@@ -8,7 +8,6 @@ from typing import Any
 from mien.apps.web.places import Places
 from mien.apps.web.server import Question
 from mien.errors import UserError
-from mien.reports.compare import as_json, compare, markdown, render
 
 MOST = 8  # runs in one comparison: as many as there are colours
 
@@ -21,6 +20,8 @@ class Comparing:
 
     def compare(self, question: Question) -> dict[str, Any]:
         """{runs: [name, ...]} -> the whole comparison as a page, its Markdown and JSON, and the command line."""
+        from mien.reports.compare import as_json, compare, markdown, render  # needs numpy, which the first page does not wait for
+
         names = question.body.get("runs")
         if not isinstance(names, list) or len(names) < 2:
             raise UserError("Choose at least two runs.")

@@ -33,7 +33,9 @@ class Faces:
     def about(self, question: Question) -> dict[str, Any]:
         """{model} -> what its controls are, and the first faces if they were drawn before; it begins to load."""
         told = self.studio.about(text(question.body, "model"))
-        return {**told, "preview": preview(self.studio.places.snapshot(told["model"]), told["size"])}
+        told["preview"] = preview(self.studio.places.snapshot(told["model"]), told["size"])
+        self.studio.begin(told["model"])  # only now: torch, while it is imported, takes the time that the preview needs
+        return told
 
     def generate(self, question: Question) -> dict[str, Any]:
         """{model, seed, count, where: {attribute: value}, truncation} -> faces: [{seed, attributes, png}], command."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 KEPT = 3  # loaded generators; the one used longest ago goes
 SMALL_PX = 64
+LEAD_S = 1.0  # of the page over torch, whose import leaves little time to anything else
 LOOK_S = 0.02  # between looks whether a request that waits is still wanted
 
 
@@ -90,8 +91,8 @@ class Studio:
             return self._known[path]
 
     def about(self, model: str) -> dict[str, Any]:
-        """What the page needs to draw its controls, read without torch, while the generator begins to load."""
-        path = self.begin(model)
+        """What the page needs to draw its controls, read without torch."""
+        path = self.places.snapshot(model)
         meta = read_json(path.with_suffix(".json"))
         if meta is None:
             raise UserError(f"{model}: {path.name} has no .json beside it; copy both files.")
@@ -112,11 +113,16 @@ class Studio:
         }
 
     def warm_up(self, model: str | None) -> None:
-        """Import torch, and load `model`, while the rest of the program starts. Errors wait for whoever asks."""
-        if model is not None:
-            self.begin(model)
-        else:
-            threading.Thread(target=_import_torch, daemon=True, name="import torch").start()
+        """Import torch, and load `model`, once the page has had time to be fetched. Errors wait for whoever asks."""
+
+        def later() -> None:
+            time.sleep(LEAD_S)
+            if model is None:
+                import mien.explore.sample  # noqa: F401
+            else:
+                self.begin(model)
+
+        threading.Thread(target=later, daemon=True, name="warm up").start()
 
 
 def _one_thread() -> None:
@@ -124,8 +130,3 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
-
-
-def _import_torch() -> None:
-    time.sleep(0.5)  # the page first
-    import mien.explore.sample  # noqa: F401

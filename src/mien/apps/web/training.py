@@ -23,8 +23,6 @@ from mien.apps.web.faces import command, number, whole
 from mien.apps.web.places import Places
 from mien.apps.web.server import Picture, Question
 from mien.errors import UserError
-from mien.reports import curves, findings
-from mien.reports.page import duration
 from mien.runs import Run
 
 TOY_FACES = Path("toy-faces")
@@ -206,6 +204,8 @@ def _process(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
 
 def _version(run: Run) -> str:
     """Changes whenever there is something new to show."""
+    from mien.reports import findings
+
     sizes = []
     for name in ("scalars.jsonl", "events.jsonl", "metrics.jsonl"):
         try:
@@ -218,6 +218,9 @@ def _version(run: Run) -> str:
 
 def _seen(run: Run) -> dict[str, Any]:
     """What the tab shows of a run."""
+    from mien.reports import curves, findings  # they need numpy, which the first page does not wait for
+    from mien.reports.page import duration
+
     scalars, status, events = run.scalars(), findings.status(run), run.events()
     reached, total, speed = findings.nimg(run), findings.finite(status.get("total_nimg")), findings.finite(status.get("images_per_s"))
     running = status.get("state") == "running"
