@@ -81,8 +81,8 @@ def test_mistakes_are_user_errors(run, store_folder):
 
 
 def test_a_snapshot_is_scored_during_training(run, store_folder):
-    from mien.sections import Eval
     from mien.data.store import open_store
+    from mien.sections import Eval
 
     settings = Eval(metrics=["fd", "kid"], features="random", count=150, split="val")
     path = run.path / "snapshots" / "000001kimg.safetensors"
@@ -93,8 +93,8 @@ def test_a_snapshot_is_scored_during_training(run, store_folder):
 
 
 def test_a_collapsed_snapshot_does_not_end_the_run(run, store_folder):
-    from mien.sections import Eval
     from mien.data.store import open_store
+    from mien.sections import Eval
 
     settings = Eval(metrics=["fd"], features="random", count=50, split="val")  # fewer images than features
     line = score_snapshot(run, run.path / "snapshots" / "000001kimg.safetensors", open_store(store_folder), settings, nimg=1000)

@@ -136,7 +136,7 @@ def _describe(model: Any, generator: LoadedGenerator) -> None:
 
     meta = generator.meta
     model.producer_name, model.doc_string = "mien", "Latents and attributes to faces of nobody; images are -1..1, channels first, RGB."
-    facts = {
+    facts: dict[str, str] = {
         "format": FORMAT,
         "attributes": json.dumps(list(generator.attribute_names)),
         "attribute_table": json.dumps(meta.get("attribute_table", [])),
