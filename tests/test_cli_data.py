@@ -124,6 +124,10 @@ def test_prepare_says_what_it_found_and_made(tmp_path):
         mien_data("prepare", folder, "--out", tmp_path / "t", "--attributes", ",")
 
 
+LISTENING = ("import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # a shell's background job is born deaf to it
+             "from mien.apps.cli.data import app; app()")
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_preparation_leaves_nothing_behind(tmp_path, stop):
@@ -131,7 +135,7 @@ def test_a_stopped_preparation_leaves_nothing_behind(tmp_path, stop):
     for copy in range(1, 40):       # 1,600 names for 40 files: enough work to be interrupted
         for number in range(40):
             os.link(folder / f"{number:05d}.png", folder / f"{copy:03d}-{number:05d}.png")
-    command = [sys.executable, "-c", "from mien.apps.cli.data import app; app()", "prepare", str(folder), "--out", str(tmp_path / "s"),
+    command = [sys.executable, "-c", LISTENING, "prepare", str(folder), "--out", str(tmp_path / "s"),
                "--workers", "2"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -63,7 +63,7 @@ def witness(
     recipe = recipe or EncoderRecipe()
     if store is not None and store.size != generator.size:
         raise UserError(f"The store {store.path} has faces of {store.size} px, the model draws {generator.size} px: give one of that size.")
-    key = content_key("witness/1", generator.meta["sha256"], judge.weights_sha256, store.digest if store else None, asdict(recipe))
+    key = content_key("witness/2", generator.meta["sha256"], judge.weights_sha256, store.digest if store else None, asdict(recipe))
     path = cache_folder() / "encoders" / f"{key}.safetensors"
     found = _load(path, generator)
     if found is not None:

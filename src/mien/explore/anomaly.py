@@ -2,12 +2,14 @@
 
 AnoGAN (Schlegl et al. 2017, arXiv:1703.05921) searches the latent that redraws a picture and adds up the residual of pixels and
 the distance in features; f-AnoGAN (Schlegl et al. 2019) starts from an encoder. Here an encoder starts, a few steps for all pictures
-together follow, and four measures are each set against held-out faces:
+together follow, and five measures are each set against held-out faces:
 
     residual     pixels of the picture against the redrawn one, over three scales
     worst place  the largest residual of a cell of the picture, as a multiple of what held-out faces have in that cell
     feature gap  cosine distance in face features between the picture and the redrawn one
     strangeness  how far its face features lie from those of faces (Mahalanobis, as in Lee et al. 2018, arXiv:1807.03888)
+    layout       how far the judge's 16x16 map is from those of faces, place by place (as Defard et al. 2020, arXiv:2011.08785, with a
+                 diagonal covariance): aligned faces have their parts in known places
 
 A measure's logarithm becomes a z value of held-out faces; the score joins them (see `Calibration.scores`).
 """
@@ -24,12 +26,12 @@ from torch.nn import functional as F
 from mien.explore.encoder import Encoder
 from mien.explore.invert import FaceFeatures, Objective, draw, optimise
 from mien.explore.load import LoadedGenerator
-from mien.models.classifier import FaceClassifier
+from mien.models.classifier import INPUT_PX, FaceClassifier
 from mien.models.pictures import to_uint8
 
-MEASURES = ("residual", "worst_place", "feature_gap", "strangeness")
+MEASURES = ("residual", "worst_place", "feature_gap", "strangeness", "layout")
 STEPS = 20
-CELLS = 16  # the picture's side in cells
+CELLS = 16  # the picture's side in cells, and that of the map whose layout is looked at
 SMALLEST = 64  # faces a calibration needs: half of them for the features' spread, half for the z values
 
 
@@ -38,7 +40,7 @@ class Redrawn:
     """Pictures beside what the generator makes of them.
 
     images: uint8 [N, 3, R, R], as redrawn. cells: squared residual [N, CELLS, CELLS], -1..1 units. residual, feature_gap: [N].
-    features: of the pictures, [N, F].
+    features: of the pictures, [N, F]. maps: of the pictures, half precision [N, C, CELLS, CELLS].
     """
 
     images: Tensor
@@ -46,6 +48,7 @@ class Redrawn:
     residual: Tensor
     feature_gap: Tensor
     features: Tensor
+    maps: Tensor
 
 
 def redraw(
@@ -74,42 +77,59 @@ def redraw(
         cells = F.adaptive_avg_pool2d((again - pixels).square().mean(1), CELLS)
         seen, redrawn = eye.final(pixels), eye.final(again)
         gap = 1 - F.cosine_similarity(seen, redrawn)
-        parts.append(tuple(each.cpu() for each in (drawn, cells, objective(again), gap, seen)))
+        maps = middle_map(classifier, pixels).half()
+        parts.append(tuple(each.cpu() for each in (drawn, cells, objective(again), gap, seen, maps)))
         if on_batch is not None:
             on_batch(len(part))
     return Redrawn(*(torch.cat(each) for each in zip(*parts)))
+
+
+@torch.no_grad()
+def middle_map(classifier: FaceClassifier, images: Tensor) -> Tensor:
+    """images float [N, 3, R, R] in -1..1 -> the last map of the classifier that is CELLS wide, [N, C, CELLS, CELLS]."""
+    if images.shape[-1] != INPUT_PX:
+        images = F.interpolate(images, size=(INPUT_PX, INPUT_PX), mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
+    x = classifier.stem(images)
+    for block in classifier.blocks:
+        after = block(x)
+        if after.shape[-1] < CELLS:
+            break
+        x = after
+    return x
 
 
 @dataclass(frozen=True)
 class Calibration:
     """What held-out faces give.
 
-    cells [CELLS, CELLS]: mean residual; mean [F], whiten [F, F]: of their features; centre, spread [4]: of the measures' logarithms;
-    sorted_scores [M]: of faces, rising.
+    cells [CELLS, CELLS]: mean residual; mean [F], whiten [F, F]: of their features; map_mean, map_spread [C, CELLS, CELLS]: of their maps;
+    centre, spread [5]: of the measures' logarithms; sorted_scores [M]: of faces, rising.
     """
 
     cells: Tensor
     mean: Tensor
     whiten: Tensor
+    map_mean: Tensor
+    map_spread: Tensor
     centre: Tensor
     spread: Tensor
     sorted_scores: Tensor
 
     def measures(self, redrawn: Redrawn) -> Tensor:
-        """[N, 4] in the order of MEASURES, above 0."""
+        """[N, 5] in the order of MEASURES, above 0."""
         strange = ((redrawn.features - self.mean) @ self.whiten).norm(dim=1) / self.mean.numel() ** 0.5
         worst = (redrawn.cells / self.cells).flatten(1).amax(1)
-        return torch.stack([redrawn.residual, worst, redrawn.feature_gap, strange], dim=1).clamp(min=1e-6)
+        layout = ((redrawn.maps.float() - self.map_mean) / self.map_spread).square().mean((1, 2, 3))
+        return torch.stack([redrawn.residual, worst, redrawn.feature_gap, strange, layout], dim=1).clamp(min=1e-6)
 
     def z_values(self, redrawn: Redrawn) -> Tensor:
-        """[N, 4]: by how many standard deviations of held-out faces the logarithm of each measure is above their mean."""
+        """[N, 5]: by how many standard deviations of held-out faces the logarithm of each measure is above their mean."""
         return (self.measures(redrawn).log() - self.centre) / self.spread
 
     def scores(self, redrawn: Redrawn) -> Tensor:
-        """[N]: near 0 for faces, higher for what is not. The log of the mean exponential of the z values: one loud measure is enough,
-        and a quiet one (a plain surface is easily redrawn) hides nothing."""
-        z = self.z_values(redrawn)
-        return torch.logsumexp(z, dim=1) - torch.log(torch.tensor(float(z.shape[1])))
+        """[N]: the mean of a picture's two highest z values; under 2 for nearly all faces. Two loud measures are enough, and a quiet one
+        (a plain surface is easily redrawn) hides nothing."""
+        return self.z_values(redrawn).topk(2, dim=1).values.mean(1)
 
     def percentiles(self, scores: Tensor) -> Tensor:
         """[N] in 0..100: the share of held-out faces that score lower."""
@@ -138,7 +158,10 @@ def calibrate(redrawn: Redrawn) -> Calibration:
     values, vectors = torch.linalg.eigh(covariance)
     whiten = (vectors / values.clamp(min=1e-8).sqrt()).float()
     one = torch.ones(len(MEASURES))
-    rough = Calibration(first.cells.mean(0).clamp(min=1e-6), mean, whiten, 0 * one, one, torch.zeros(1))
+    maps = first.maps.float()
+    spread = maps.std(0)
+    rough = Calibration(first.cells.mean(0).clamp(min=1e-6), mean, whiten, maps.mean(0), spread + 0.1 * spread.mean() + 1e-6,
+                        0 * one, one, torch.zeros(1))  # fmt: skip
     logs = rough.measures(second).log()
-    fitted = Calibration(rough.cells, mean, whiten, logs.mean(0), logs.std(0).clamp(min=1e-3), torch.zeros(1))
+    fitted = replace(rough, centre=logs.mean(0), spread=logs.std(0).clamp(min=1e-3))
     return replace(fitted, sorted_scores=fitted.scores(second).sort().values)

@@ -35,8 +35,8 @@ def anomaly(
 
     mien anomaly runs/demo crops/ --out scores.csv --sheet worst.png
 
-    The score is near 0 for a held-out face; the percentile is the share of held-out faces that score lower. The four measures that it joins
-    are z values of held-out faces. The first call for a model trains its encoder, for minutes.
+    The percentile is the share of held-out faces that score lower. Five measures are z values of held-out faces (pixels and features that
+    the model cannot redraw, the worst place, strange features, a strange layout); the score is the mean of the two highest. The first call for a model trains its encoder, for minutes.
     """
     from mien.apps.cli.classifier import find_pictures
 
