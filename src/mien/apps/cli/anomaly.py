@@ -36,7 +36,8 @@ def anomaly(
     mien anomaly runs/demo crops/ --out scores.csv --sheet worst.png
 
     The percentile is the share of held-out faces that score lower. Five measures are z values of held-out faces (pixels and features that
-    the model cannot redraw, the worst place, strange features, a strange layout); the score is the mean of the two highest. The first call for a model trains its encoder, for minutes.
+    the model cannot redraw, the worst place, strange features, a strange layout); the score is the mean of the two highest.
+    The first call for a model trains its encoder, for minutes.
     """
     from mien.apps.cli.classifier import find_pictures
 
