@@ -167,7 +167,7 @@ class Run:
         file = open(path, "a+b")  # noqa: SIM115 (open as long as the run is kept)
         for attempt in range(10):
             try:
-                if _try_lock(file):
+                if try_lock(file):
                     self._lock = file
                 else:
                     file.close()  # a file system without locks: the status must do
@@ -187,7 +187,7 @@ class Run:
     def _can_lock(self) -> bool:
         try:
             with open(self.path / "control" / "lock", "r+b") as file:
-                return _try_lock(file)
+                return try_lock(file)
         except BlockingIOError:
             return False
         except OSError:  # no such file, or not ours to write: nothing holds it that we could know of
@@ -357,7 +357,7 @@ def protocol_key(protocol: dict[str, Any]) -> list[Any]:
     return [asked.get(key) for key in SAME_PROTOCOL]
 
 
-def _try_lock(file: IO[bytes]) -> bool:
+def try_lock(file: IO[bytes]) -> bool:
     """Lock an open file until it is closed; False where the file system has no locks. Raises BlockingIOError when another has it."""
     try:
         if os.name == "nt":

@@ -34,7 +34,7 @@ from mien.errors import UserError
 from mien.explore.load import LoadedGenerator
 from mien.explore.sample import BALANCES
 from mien.explore.select import WARNING, Faces, Score, draw_set
-from mien.runs import _try_lock, read_json, write_json
+from mien.runs import read_json, try_lock, write_json
 
 FORMAT = "mien-samples/1"
 TABLE, PROVENANCE, PROGRESS = "attributes.csv", "provenance.json", "progress.json"
@@ -213,7 +213,7 @@ def _unfinished(out: Path, note: dict[str, Any], force: bool) -> Iterator[_Work]
     folder.mkdir(exist_ok=True)
     with open(folder / "lock", "a+b") as lock:
         try:
-            _try_lock(lock)
+            try_lock(lock)
         except BlockingIOError:
             raise UserError(f"Another command is drawing {out}: wait for it, or give another --out.") from None
         work = _Work(folder, note)

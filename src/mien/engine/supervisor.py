@@ -106,16 +106,17 @@ class Supervisor:
                 self._tell("diagnosis", alarm.sentence(), diagnosis=alarm.title, evidence=facts, since_nimg=alarm.since_nimg)
         for title in sorted(before - {alarm.title for alarm in state.history.named}):
             self._tell("diagnosis", f"{title}: over.", diagnosis=title, over=True)
-        if balance.mode == "on" and (lost := next(filter(self._beyond_knobs, state.history.named), None)) is not None:
-            raise Collapsed(lost.title)
+        if balance.mode == "on":
+            for alarm in state.history.named:
+                if self._beyond_knobs(alarm, knobs):
+                    raise Collapsed(alarm.title)
         self._decide(knobs, advice=balance.mode == "watch")
 
-    def _beyond_knobs(self, alarm: Alarm) -> bool:
+    def _beyond_knobs(self, alarm: Alarm, knobs: Knobs) -> bool:
         """Whether the run should go back. Not from a collapse that never was anything else: there is no health to go back to, so knobs are
         tried as long as there is one to turn."""
         state = self.state
         if alarm.name == "mode collapse" and not state.history.varied:
-            knobs = self.knobs()
             return remedy_for(alarm, state.history, state.steering, knobs, can_augment=bool(self.task.augment.names)) is None
         return alarm.title.startswith(BEYOND_KNOBS)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mien.apps.cli.console import note, say
+from mien.apps.cli.strips import save_picture
 from mien.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def mix(
     faces = [inputs(generator, chosen, held) for chosen in lists]
     mixed = mixing.table(generator, faces[0], faces[1], names, mode=mode, strength=strength, where=places)
     out.parent.mkdir(parents=True, exist_ok=True)
-    _save(_sheet(generator, mixed, faces, lists), out)
+    save_picture(_sheet(generator, mixed, faces, lists), out)
     say(f"{out}: {len(lists[0])} contents by {len(lists[1])} styles, {mode} at {', '.join(names)}{f', {part} only' if part else ''}.")
 
 
@@ -98,12 +98,3 @@ def _sheet(generator: LoadedGenerator, mixed: Any, faces: list[tuple[Any, Any]],
     styled = ", ".join(map(str, lists[1]))
     labels = [f"style\n{styled}" if len(styled) < 24 else "style"] + [f"content {number}" for number in lists[0]]
     return labelled_grid(to_uint8(torch.cat(rows)), labels)
-
-
-def _save(picture: Any, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.png")
-    try:
-        picture.save(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mien.apps.cli.console import note, progress, say
+from mien.apps.cli.strips import save_picture
 from mien.errors import UserError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def sample(
     order = Order(number, seed, held, balance=balance, truncation=truncation, form=form, selection=selection)
     if picture:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _save((_combination_grid if grid else _plain_grid)(generator, order), out)
+        save_picture((_combination_grid if grid else _plain_grid)(generator, order), out)
     else:
         _write(generator, out, order, model=model, force=force)
     say(f"{out}: drawn from {generator.path}, first face number {seed}.")
@@ -173,12 +173,3 @@ def _combination_grid(generator: LoadedGenerator, order: Order) -> Any:
     generator, z = truncated(generator, latents(range(order.seed, order.seed + columns), generator.z_dim), order.truncation)
     images = render(generator, z.repeat(len(rows), 1), rows.repeat_interleave(columns, dim=0))
     return labelled_grid(images, captions(rows, generator.attribute_names))
-
-
-def _save(picture: Any, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.png")
-    try:
-        picture.save(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

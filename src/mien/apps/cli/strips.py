@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mien.runs import write_text
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -53,9 +55,4 @@ def save_picture(picture: Any, path: Path) -> None:
 def save_text(text: str, path: Path) -> None:
     """A text file; the folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, text + "\n")
