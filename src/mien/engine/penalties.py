@@ -12,6 +12,7 @@ from mien.engine.state import TrainState
 from mien.engine.task import Task
 from mien.losses.auxiliary import consistency
 from mien.losses.regularizers import lecam, path_lengths
+from mien.models.convolution import TwiceDifferentiable
 from mien.models.style import StyleGenerator
 
 Critic = Callable[[Tensor, Tensor], Tensor]
@@ -34,7 +35,9 @@ def penalties(
     update = s.nimg // task.config.train.batch
     for name, penalty, every in task.penalties:
         if update % every == 0 and (gamma := getattr(knobs, f"{name}_gamma")) > 0:
-            yield name, every * gamma / 2, penalty(critic, real=real, fake=fake, attributes=attributes)
+            with TwiceDifferentiable():
+                values = penalty(critic, real=real, fake=fake, attributes=attributes)
+            yield name, every * gamma / 2, values
     if knobs.lecam_gamma > 0:
         means = torch.stack([real_logits.detach().mean(), fake_logits.detach().mean()])
         anchors = means if s.anchors is None else s.anchors
@@ -56,7 +59,7 @@ def path_length(s: TrainState, task: Task, knobs: Knobs, *, latents: Tensor, att
     if knobs.path_gamma == 0 or not isinstance(s.G, StyleGenerator) or s.nimg // task.config.train.batch % every:
         return None
     half = max(1, len(latents) // 2)
-    with task.autocast(exact=True):
+    with task.autocast(exact=True), TwiceDifferentiable():
         styles = s.G.styles(latents[:half], attributes[:half])
         lengths = path_lengths(s.G.synthesis(styles), styles)
     usual = lengths.detach().mean()
