@@ -80,7 +80,7 @@ class ByKernel(Function):
 
 
 class TwiceDifferentiable(TorchFunctionMode):
-    """Within it, 2-d convolutions are the ones above: for a forward pass whose gradient will be differentiated. Elsewhere it saves nothing."""
+    """Within it, 2-d convolutions are the ones above: for a forward pass whose gradient is differentiated; else it saves nothing."""
 
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
