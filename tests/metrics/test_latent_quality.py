@@ -2,25 +2,15 @@
 
 import numpy as np
 import pytest
-import torch
 
 from mien.metrics.features import build_extractor
-from mien.metrics.latent_quality import mean_distance, path_length, slerp
+from mien.metrics.latent_quality import mean_distance, path_length
 
 
 def test_mean_distance_agrees_with_all_pairs():
     x = np.random.default_rng(0).normal(size=(50, 5))
     pairs = [np.linalg.norm(x[i] - x[j]) for i in range(50) for j in range(i)]
     assert mean_distance(x)[0] == pytest.approx(np.mean(pairs), rel=1e-9)
-
-
-def test_slerp_starts_and_ends_where_it_should_and_keeps_the_norm():
-    a, b = torch.randn(2, 20, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    ends = [slerp(a, b, torch.full((20, 1), float(t), dtype=torch.float64)) for t in (0, 1)]
-    torch.testing.assert_close(ends[0], a)
-    torch.testing.assert_close(ends[1], b)
-    middle = slerp(a, b, torch.full((20, 1), 0.5, dtype=torch.float64))
-    torch.testing.assert_close(middle.norm(dim=1), (a.norm(dim=1) + b.norm(dim=1)) / 2)
 
 
 def test_a_jumpy_generator_has_a_longer_path(toys):

@@ -21,7 +21,7 @@ from mien.data.store import file_sha256
 from mien.errors import UserError
 from mien.models.catalogue import Generator, build_generator
 from mien.models.growth import grown_generator
-from mien.runs import Run, replace
+from mien.runs import Run, replace, write_json
 
 CHECKPOINT_FORMAT = "mien-checkpoint/1"
 SNAPSHOT_FORMAT = "mien-generator/1"
@@ -42,11 +42,6 @@ def _sync(path: Path) -> None:
 def _write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     """A safetensors file from tensors anywhere, in any memory format. (The library's own save_file makes it readable to its owner only.)"""
     path.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
-    _sync(path)
-
-
-def _write_json(value: Any, path: Path) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
     _sync(path)
 
 
@@ -72,9 +67,9 @@ def save_checkpoint(folder: Path, *, nimg: int, tensors: Mapping[str, torch.Tens
     try:
         temporary.mkdir(parents=True)
         _write_tensors(tensors, temporary / "state.safetensors")
-        _write_json({"nimg": nimg, **plain}, temporary / "state.json")
+        write_json(temporary / "state.json", {"nimg": nimg, **plain})
         hashes = {name: file_sha256(temporary / name) for name in FILES}
-        _write_json({"format": CHECKPOINT_FORMAT, "sha256": hashes}, temporary / "manifest.json")
+        write_json(temporary / "manifest.json", {"format": CHECKPOINT_FORMAT, "sha256": hashes})
         _sync(temporary)
         aside = folder / f".{final.name}.{os.getpid()}.old.tmp"
         if final.exists():
@@ -206,7 +201,7 @@ def save_snapshot(stem: Path, net: torch.nn.Module, meta: Mapping[str, Any]) -> 
     new_weights, new_note = (path.with_name(f".{path.name}.tmp") for path in (weights, note))
     try:
         _write_tensors(net.state_dict(), new_weights)
-        _write_json({"format": SNAPSHOT_FORMAT, **meta, "sha256": file_sha256(new_weights)}, new_note)
+        write_json(new_note, {"format": SNAPSHOT_FORMAT, **meta, "sha256": file_sha256(new_weights)})
         replace(new_note, note)
         replace(new_weights, weights)
         _sync(stem.parent)

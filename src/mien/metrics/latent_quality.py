@@ -82,6 +82,7 @@ def path_length(generator: LoadedGenerator, conditions: np.ndarray, extractor: C
     d is the distance in features over `scale` (the mean distance between two reals), so 1 is a straight way between two faces as unlike as
     reals are; lower is smoother. The step is wider than the paper's, because images are quantised as saved. Interval: of the mean.
     """
+    from mien.explore.interpolate import slerp
     from mien.explore.latents import latents, truncated
     from mien.explore.sample import render
 
@@ -95,12 +96,3 @@ def path_length(generator: LoadedGenerator, conditions: np.ndarray, extractor: C
     half = Z95 * float(lengths.std(ddof=1)) / count**0.5
     return Estimate(value=float(lengths.mean()), low=max(0.0, float(lengths.mean()) - half), high=float(lengths.mean()) + half,
                     interval="95 %, of the mean", details={"step": STEP, "pairs": count})
-
-
-def slerp(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
-    """The point at t [N, 1] on the great arc from start to end [N, Z] (Shoemake 1985), with the norm going evenly from one to the other."""
-    norms = start.norm(dim=1, keepdim=True), end.norm(dim=1, keepdim=True)
-    a, b = start / norms[0].clamp(min=1e-12), end / norms[1].clamp(min=1e-12)
-    angle = (a * b).sum(dim=1, keepdim=True).clamp(-1 + 1e-7, 1 - 1e-7).acos()
-    direction = (((1 - t) * angle).sin() * a + (t * angle).sin() * b) / angle.sin()
-    return direction * ((1 - t) * norms[0] + t * norms[1])
