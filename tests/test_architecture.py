@@ -6,16 +6,16 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "src" / "mien"
 PARTS = ("data", "models", "losses", "augment")
 MAY_IMPORT = {
     "errors": (),
-    "config": ("errors", "fields", "sections"), "sections": ("errors", "fields"), "fields": ("errors",), "runs": ("errors",),
+    "config": ("errors", "fields", "sections"), "sections": ("errors", "fields"), "fields": ("errors",), "rules": ("sections",), "runs": ("errors",),
     "data": ("errors",), "models": ("errors",), "losses": ("errors",), "augment": ("errors",),
-    "engine": ("errors", "config", "fields", "sections", "runs", *PARTS),
+    "engine": ("errors", "config", "fields", "rules", "sections", "runs", *PARTS),
     "explore": ("errors", "runs", "models", "engine.checkpoint"),
     "metrics": ("errors", "data", "models", "explore"),
     "reports": ("errors", "runs"),
     "presets": (), "__main__": ("apps",),   # data files; `python -m mien`
-    "apps": ("errors", "config", "fields", "sections", "runs", *PARTS, "engine", "explore", "metrics", "reports"),
+    "apps": ("errors", "config", "fields", "rules", "sections", "runs", *PARTS, "engine", "explore", "metrics", "reports"),
 }
-LIGHT = ("__init__", "errors", "fields", "sections", "config", "runs", "reports", "apps.__init__", "apps.cli")   # load without torch
+LIGHT = ("__init__", "errors", "fields", "rules", "sections", "config", "runs", "reports", "apps.__init__", "apps.cli")   # load without torch
 HEAVY = ("torch", "torchvision", "scipy")
 
 

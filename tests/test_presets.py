@@ -36,6 +36,7 @@ def test_a_preset_takes_two_steps(name, store, larger_store):
     """At every size that it grows through, too."""
     config = resolve(name, SMALL).config
     task = build.build_task(config, larger_store if config.growth.at_kimg else store, torch.device("cpu"))
+    config = task.config  # with numbers for "auto"
     names, size = task.data.attribute_names, task.plan.first.size
     state = build.build_state(config, size=size, attributes=len(names), device=torch.device("cpu"))
     for at_nimg in (0, *task.plan.at_nimg):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal, InvalidOperation
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -38,6 +38,15 @@ Below1 = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0)]
 Period = Annotated[float, Field(ge=0.001)]  # in kimg: one image at least
 NonNegative = Annotated[float, Field(ge=0)]
+
+
+def _number_or_auto(value: Any) -> Any:
+    if value == "auto" or (isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf")):
+        return value
+    raise ValueError("write a number of 0 or more, or auto")
+
+
+NumberOrAuto = Annotated[float | Literal["auto"], BeforeValidator(_number_or_auto)]
 
 
 def balance_law(value: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from mien.fields import Below1, Count, NonNegative, Period, Rate, Section, Share, balance_law
+from mien.fields import Below1, Count, NonNegative, NumberOrAuto, Period, Rate, Section, Share, balance_law
 
 
 class Data(Section):
@@ -132,6 +132,13 @@ class Penalty(Section):
     """Apply at every k-th D update with gamma x k (lazy regularisation, Karras 2020)."""
 
 
+class ZeroCentred(Section):
+    gamma: NumberOrAuto = 0.0
+    """As Penalty's; auto: by the rule for the family, the resolution and the batch (mien.rules)."""
+    every: Annotated[int, Field(ge=1)] = 1
+    """Apply at every k-th D update with gamma x k (lazy regularisation, Karras 2020)."""
+
+
 class PathLength(Section):
     """Path-length regularisation of a style generator (Karras 2020, section 3.2)."""
 
@@ -159,8 +166,8 @@ class Consistency(Section):
 
 
 class Regularizer(Section):
-    r1: Penalty = Penalty()
-    r2: Penalty = Penalty()
+    r1: ZeroCentred = ZeroCentred()
+    r2: ZeroCentred = ZeroCentred()
     gp: Penalty = Penalty()
     """WGAN-GP: gamma / 2 x (gradient norm at interpolates - 1)^2; the paper's lambda 10 is gamma 20."""
     dragan: Penalty = Penalty()
@@ -234,11 +241,20 @@ class Balance(Section):
     max_rollbacks: Annotated[int, Field(ge=0)] = 3
 
 
+def number(value: float | str) -> float:
+    """A setting that may be "auto", once `mien.rules.settle` has put a number in its place."""
+    assert isinstance(value, (int, float)), "settle the recipe first"
+    return value
+
+
 class Ema(Section):
-    half_life_kimg: NonNegative = 10.0
-    """Half-life of the averaged generator; 0 keeps it equal to the trained one."""
+    half_life_kimg: NumberOrAuto = 10.0
+    """Half-life of the averaged generator; 0 keeps it equal to the trained one; auto: by batch and length of the run (mien.rules)."""
     ramp: NonNegative = 0.05
     """The half-life is at most this share of the images seen so far; 0 turns the ramp off."""
+    posthoc: list[Annotated[float, Field(gt=0, lt=0.28)]] = []
+    """Also keep averages of these relative widths (Karras 2024: .05, .10), saved with each snapshot, from which `mien ema` makes an average
+    of any length afterwards; [] keeps none."""
 
 
 class Surgery(Section):
@@ -248,6 +264,8 @@ class Surgery(Section):
     """The rate of new and re-shaped weights rises from a twentieth to the whole over this many thousand images."""
     freeze_d: Annotated[int, Field(ge=0)] = 0
     """How many of D's blocks, from the image on, keep the weights that --from brought (FreezeD, Mo et al. 2020)."""
+    networks: Literal["recipe", "origin"] = "recipe"
+    """Whose networks are trained, in family, widths and all: the recipe's, or those of what --from names."""
 
 
 class Growth(Section):
@@ -335,6 +353,8 @@ class Config(Section):
             raise ValueError("augment.p is above 0 but augment.ops is empty: name the operations")
         if self.surgery.freeze_d and self.growth.at_kimg:
             raise ValueError("surgery.freeze_d keeps D's blocks nearest the image, and growth.at_kimg replaces them: leave one out")
+        if self.ema.posthoc and (self.growth.at_kimg or len(self.ema.posthoc) == 1):
+            raise ValueError("ema.posthoc needs two widths or more to rebuild others from, and networks that do not grow")
         if self.augment.mode == "adaptive" and not self.augment.ops:
             raise ValueError("augment.mode=adaptive needs augment.ops: name the operations")
         if self.schedule.noise_final != 1 and not self.model.discriminator.input_noise:

@@ -27,6 +27,8 @@ from mien.losses.regularizers import dragan, gradient_penalty, r1, r2
 from mien.models.catalogue import build_discriminator, build_generator
 from mien.models.classifier import load_classifier, prepare_images
 from mien.models.summary import summarize
+from mien.rules import settle
+from mien.sections import number
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -55,6 +57,7 @@ def build_task(config: Config, store: FaceStore, device: torch.device, *, smalle
 
     Raises UserError when the recipe does not fit the stores.
     """
+    config, _ = settle(config, store.size)
     names, plan, faces = attribute_names(config, store), plan_of(config, store.size), Pyramid([*smaller, store])
     if faces.largest is not store:
         raise UserError(f"{faces.largest.path} has larger images than {store.path}: name the largest last.")
@@ -69,7 +72,7 @@ def build_task(config: Config, store: FaceStore, device: torch.device, *, smalle
     loss, regularizer, controlled = config.loss, config.regularizer, config.balance.mode == "on"
     settings = (("r1", r1, regularizer.r1), ("r2", r2, regularizer.r2), ("gp", gradient_penalty, regularizer.gp),
                 ("dragan", dragan, regularizer.dragan))  # fmt: skip
-    penalties = [(name, penalty, setting.every) for name, penalty, setting in settings if setting.gamma > 0]
+    penalties = [(name, penalty, setting.every) for name, penalty, setting in settings if number(setting.gamma) > 0]
     if controlled and "r1" not in [name for name, _, _ in penalties]:
         penalties.append(("r1", r1, LAZY))  # at hand for the controller; with gamma 0 it costs nothing
     augment = Augment(config.augment.ops or (["diffaugment"] if controlled else []))  # likewise, with p 0

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from mien.config import Config
+from mien.sections import number
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,8 @@ def knobs_at(config: Config, nimg: int) -> Knobs:
         d_steps=config.balance.d_steps,
         g_steps=config.balance.g_steps,
         augment_p=config.augment.p * augment_factor(config, nimg),
-        r1_gamma=regularizer.r1.gamma * gamma,
-        r2_gamma=regularizer.r2.gamma * gamma,
+        r1_gamma=number(regularizer.r1.gamma) * gamma,
+        r2_gamma=number(regularizer.r2.gamma) * gamma,
         gp_gamma=regularizer.gp.gamma * gamma,
         dragan_gamma=regularizer.dragan.gamma * gamma,
         lecam_gamma=regularizer.lecam.gamma * gamma,
@@ -101,5 +102,5 @@ def knobs_at(config: Config, nimg: int) -> Knobs:
         beta2=cosine(beta2, beta2 if config.schedule.beta2_final is None else config.schedule.beta2_final, share),
         clip_norm=config.optimizer.clip_norm,
         clip_value=config.optimizer.clip_value,
-        ema_half_life_kimg=config.ema.half_life_kimg * cosine(config.schedule.ema_start, 1.0, share),
+        ema_half_life_kimg=number(config.ema.half_life_kimg) * cosine(config.schedule.ema_start, 1.0, share),
     )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import mien
-from mien.config import MAY_CHANGE_ON_RESUME, Recipe, differences
+from mien.config import MAY_CHANGE_ON_RESUME, Recipe, differences, flatten
 from mien.data.store import FaceStore
 from mien.engine import build, checkpoint, surgery
 from mien.engine.growth import follow
@@ -23,6 +23,7 @@ from mien.engine.surgery import Origin
 from mien.engine.task import Task
 from mien.engine.warmup import regroup
 from mien.errors import UserError
+from mien.rules import settle
 from mien.runs import Run, write_json
 from mien.sections import Growth
 
@@ -51,7 +52,7 @@ def open_session(
     Raises UserError when the recipe does not fit the stores or the origin, when the run is going on in another process, or when it was
     begun with another recipe, other data or another origin.
     """
-    config = recipe.config
+    config, settled = settle(recipe.config, store.size, kept=flatten(Run(path).config.get("config", {})))
     if config.surgery.freeze_d and origin is None and not (path / "config.json").exists():
         raise UserError("surgery.freeze_d keeps what --from brings, and nothing else is worth keeping: give --from as well.")
     task = build.build_task(config, store, device, smaller=smaller)
@@ -63,7 +64,7 @@ def open_session(
         "preset": recipe.preset,
         "command": list(command),
         "config": config.model_dump(mode="json"),
-        "provenance": recipe.provenance,
+        "provenance": recipe.provenance | {key: f"{recipe.provenance[key]}, auto: {rule}" for key, rule in settled.items()},
         "store": build.describe_store(store, names),
         "smaller_stores": [build.describe_store(each, names) for each in task.faces.stores[:-1]],
         "machine": build.describe_machine(device),
@@ -207,7 +208,7 @@ def largest_batch_that_fits(recipe: Recipe, store: FaceStore, device: torch.devi
         try:
             task = build.build_task(config, store, device)
             state = build.build_state(config, size=store.size, attributes=len(task.data.attribute_names), device=device)
-            train_step(state, task, knobs_at(config, 0))
+            train_step(state, task, knobs_at(task.config, 0))
             return batch
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

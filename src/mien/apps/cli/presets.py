@@ -12,14 +12,18 @@ from mien.apps.cli.console import print_json, print_table, say
 def presets(
     name: Annotated[str | None, typer.Argument(help="A preset, or the path of a .toml file.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value, as 'mien train' would.")] = None,
+    size: Annotated[int, typer.Option(help="Side of the images in px, for values that depend on it.")] = 64,
     all_: Annotated[bool, typer.Option("--all", help="Show the values that are left at their default too.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the bundled recipes, or show one with where each value comes from.
 
     mien presets demo --all
+
+    A value that a recipe leaves to a rule ("auto") is shown for images of --size, with the rule.
     """
     from mien.config import flatten, preset_names, read_preset, resolve
+    from mien.rules import settle
 
     if name is None:
         tables = {each: read_preset(each) for each in preset_names()}
@@ -30,7 +34,9 @@ def presets(
             print_table(["preset", "base", "what it is"], [list(row.values()) for row in rows])
         return
     recipe = resolve(name, set_ or [])
-    values = flatten(recipe.config.model_dump())
+    settled, rules = settle(recipe.config, size)
+    recipe.provenance.update({key: f"{recipe.provenance[key]}, auto: {rule}" for key, rule in rules.items()})
+    values = flatten(settled.model_dump())
     if json:
         sources = {key: {"value": value, "from": recipe.provenance[key]} for key, value in values.items()}
         print_json({"name": name, "description": read_preset(name).get("description"), "values": sources})
