@@ -232,6 +232,9 @@ class Run:
             for at_nimg, grid in self.samples():
                 if at_nimg > nimg:
                     grid.unlink(missing_ok=True)
+            for at_nimg, averages in self.posthoc():
+                if at_nimg > nimg:
+                    averages.unlink(missing_ok=True)
 
     def _keep_until(self, name: str, nimg: int) -> None:
         path = self.path / f"{name}.jsonl"
@@ -297,6 +300,10 @@ class Run:
     def snapshots(self) -> list[tuple[int, Path]]:
         """(nimg, .safetensors) of each generator snapshot, oldest first."""
         return self._by_kimg("snapshots", ".safetensors")
+
+    def posthoc(self) -> list[tuple[int, Path]]:
+        """(nimg, .safetensors) of the averages that others can be made from (`mien ema`), oldest first."""
+        return self._by_kimg("posthoc", ".safetensors")
 
     def checkpoints(self) -> list[tuple[int, Path]]:
         """(nimg, folder) of each checkpoint, oldest first; whether one is whole is for engine.checkpoint to say."""

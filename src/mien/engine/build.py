@@ -125,8 +125,10 @@ def build_state(config: Config, *, size: int, attributes: int, device: torch.dev
     D = build_discriminator(model.family, size=size, attributes=attributes, options=model.discriminator_options())
     G, D = G.to(device).to(memory_format=torch.channels_last), D.to(device).to(memory_format=torch.channels_last)
     ema = copy.deepcopy(G).eval().requires_grad_(False)
+    posthoc = {str(sigma): copy.deepcopy(ema) for sigma in config.ema.posthoc}
     o = config.optimizer
-    return TrainState(G=G, D=D, ema=ema, opt_g=build_optimizer(config, G, o.lr_g), opt_d=build_optimizer(config, D, o.lr_d))
+    opt_g, opt_d = build_optimizer(config, G, o.lr_g), build_optimizer(config, D, o.lr_d)
+    return TrainState(G=G, D=D, ema=ema, posthoc=posthoc, opt_g=opt_g, opt_d=opt_d)
 
 
 def build_optimizer(config: Config, net: torch.nn.Module, lr: float) -> torch.optim.Optimizer:

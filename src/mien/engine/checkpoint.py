@@ -6,6 +6,7 @@ holds the sha256 of each file; `newest_valid` names and skips a damaged one.
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
@@ -19,12 +20,13 @@ from safetensors.torch import load_file, save
 
 from mien.data.store import file_sha256
 from mien.errors import UserError
-from mien.models.catalogue import Generator, build_generator
+from mien.models.catalogue import Discriminator, Generator, build_discriminator, build_generator
 from mien.models.growth import grown_generator
 from mien.runs import Run, replace, write_json
 
 CHECKPOINT_FORMAT = "mien-checkpoint/1"
 SNAPSHOT_FORMAT = "mien-generator/1"
+CRITIC_FORMAT = "mien-discriminator/1"
 FILES = ("state.safetensors", "state.json")  # of a checkpoint, beside its manifest
 
 
@@ -184,7 +186,7 @@ def sweep(run: Run) -> None:
         final = aside.with_name(aside.name.split(".")[1])
         if not final.exists() and check(aside) is None:
             os.replace(aside, final)
-    for folder in (run.path, *(run.path / name for name in ("checkpoints", "snapshots", "samples"))):
+    for folder in (run.path, *(run.path / name for name in ("checkpoints", "snapshots", "posthoc", "samples"))):
         for path in folder.glob(".*.tmp"):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -241,6 +243,44 @@ def load_snapshot(path: str | Path, device: str | torch.device = "cpu") -> tuple
     if file_sha256(weights) != meta.get("sha256"):
         raise UserError(f"{weights} was cut short or altered (its sha256 is not the one in {note.name}).")
     net = _generator(meta)
-    tensors = load_file(weights)
-    net.load_state_dict({name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()})
+    net.load_state_dict(_tensors_of(weights))
     return net.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False), meta
+
+
+def _tensors_of(weights: Path) -> dict[str, torch.Tensor]:
+    """In fp32, however they were stored."""
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in load_file(weights).items()}
+
+
+# --- a snapshot's discriminator ---------------------------------------------------------------------------------------
+
+
+def critic_stem(weights: Path) -> Path:
+    """NAME.critic, for a snapshot NAME.safetensors: where the discriminator lies that some snapshots bring, for fine-tuning."""
+    return weights.with_name(weights.name.removesuffix(".safetensors") + ".critic")
+
+
+def save_critic(
+    weights: Path, net: Discriminator, *, family: str, options: Mapping[str, Any], attributes: Iterable[str], nimg: int
+) -> Path:
+    """Write the discriminator beside the snapshot `weights`, kernels in half the bits. Raises UserError as save_snapshot."""
+    net = copy.deepcopy(net)
+    for parameter in net.parameters():
+        if parameter.ndim > 1:
+            parameter.data = parameter.data.half()
+    meta = {"format": CRITIC_FORMAT, "family": family, "options": dict(options), "size": net.size, "attributes": list(attributes)}
+    return save_snapshot(critic_stem(weights), net, {**meta, "nimg": nimg})
+
+
+def load_critic(weights: Path) -> tuple[Discriminator | None, str | None]:
+    """(the discriminator beside the snapshot `weights`, its sha256), or (None, None). Raises UserError when it is damaged."""
+    stem = critic_stem(weights)
+    note, tensors = stem.with_name(stem.name + ".json"), stem.with_name(stem.name + ".safetensors")
+    if not note.is_file() or not tensors.is_file():
+        return None, None
+    meta = json.loads(note.read_text(encoding="utf-8"))
+    if meta.get("format") != CRITIC_FORMAT or file_sha256(tensors) != meta.get("sha256"):
+        raise UserError(f"{tensors} was cut short or altered, or is of another version: remove it and its .json to go without.")
+    net = build_discriminator(meta["family"], size=meta["size"], attributes=len(meta["attributes"]), options=meta["options"])
+    net.load_state_dict(_tensors_of(tensors))
+    return net, meta["sha256"]

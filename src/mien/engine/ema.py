@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from mien.engine.posthoc import decay
 from mien.engine.state import TrainState
 from mien.models.growth import FadingGenerator
 
@@ -27,6 +28,8 @@ def average(s: TrainState, *, images: int, half_life_kimg: float, ramp: float) -
     """
     beta = ema_decay(images=images, nimg=s.origin_nimg + s.nimg, half_life_kimg=half_life_kimg, ramp=ramp)
     ema_update(s.ema, s.G, beta)
+    for sigma, net in s.posthoc.items():
+        ema_update(net, s.G, decay(float(sigma), images=images, nimg=s.nimg))
     if isinstance(s.G, FadingGenerator) and isinstance(s.ema, FadingGenerator):
         young = ema_decay(images=images, nimg=s.nimg - s.grown_nimg, half_life_kimg=half_life_kimg, ramp=ramp)
         if young < beta:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mien.engine import build, checkpoint, growth
+from mien.engine import build, checkpoint, growth, posthoc
 from mien.engine.recording import SampleGrid, Scalars
 from mien.engine.schedules import Knobs
 from mien.engine.state import TrainState
@@ -229,6 +229,8 @@ class Loop:
         self._check_health({f"ema.{name}": tensor for name, tensor in self.state.ema.state_dict().items()})
         path = checkpoint.save_snapshot(self.run.path / "snapshots" / kimg_name(nimg), self.state.ema,
                                         {**self.meta, **growth.describe(self.state.ema), "nimg": nimg})  # fmt: skip
+        if self.state.posthoc:
+            posthoc.save(self.run, self.state.posthoc, nimg)
         self.grid.draw_mosaic(self.state.ema, self.task.device)
         self._snapshot_nimg = nimg
         self.run.event(nimg, "snapshot", f"Snapshot {path.name}.")

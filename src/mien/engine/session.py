@@ -106,6 +106,9 @@ def plant(state: TrainState, task: Task, origin: Origin | None, names: tuple[str
     told: list[Told] = []
     if origin is not None:
         source = surgery.read(origin)
+        if task.config.surgery.freeze_d and source.D is None:
+            raise UserError(f"{origin.name} brings no discriminator, of which surgery.freeze_d keeps a part: begin from a run, or "
+                            "set surgery.freeze_d=0.")  # fmt: skip
         fates = surgery.transplant(source, state, names)
         told.append(("surgery", surgery.sentence(source, fates), "\n".join(surgery.table(source, fates))))
         if source.size < state.G.size:

@@ -45,14 +45,19 @@ class TrainState:
     """{'D.trunk.4x4.conv.weight': nimg when it was born}: parameters that came to trained ones later; their rates rise (engine.warmup)."""
     grown_nimg: int = 0
     """When the networks last grew."""
+    posthoc: dict[str, Generator] = field(default_factory=dict)
+    """{'0.05': average}: by power functions, from which others are made after training (engine.posthoc)."""
     origin_nimg: int = 0
     """How many images the weights had seen before this run, under another: the average is as old as that."""
+
+    def networks(self) -> dict[str, torch.nn.Module]:
+        return {"G": self.G, "D": self.D, "ema": self.ema, **{f"posthoc-{sigma}": net for sigma, net in self.posthoc.items()}}
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor under a readable name: 'G.4x4.weight', 'opt_g.4x4.weight.exp_avg'."""
         named: dict[str, torch.Tensor] = {}
-        for role in ("G", "D", "ema"):
-            named |= {f"{role}.{name}": tensor for name, tensor in getattr(self, role).state_dict().items()}
+        for role, net in self.networks().items():
+            named |= {f"{role}.{name}": tensor for name, tensor in net.state_dict().items()}
         for role, net, optimizer in (("opt_g", self.G, self.opt_g), ("opt_d", self.D, self.opt_d)):
             for name, parameter in net.named_parameters():
                 for slot, tensor in optimizer.state.get(parameter, {}).items():
@@ -79,10 +84,10 @@ class TrainState:
 
     def load(self, tensors: Mapping[str, torch.Tensor], plain: Mapping[str, Any]) -> None:
         """Take over what `tensors()` and `plain()` gave. Raises UserError when the tensors are another architecture's."""
-        for role in ("G", "D", "ema"):
+        for role, net in self.networks().items():
             part = {name.removeprefix(f"{role}."): tensor for name, tensor in tensors.items() if name.startswith(f"{role}.")}
             try:
-                getattr(self, role).load_state_dict(part)
+                net.load_state_dict(part)
             except RuntimeError as error:
                 raise UserError(f"The checkpoint's {role} does not fit this recipe: {' '.join(str(error).split())[:300]}") from None
         self.load_moments(tensors)

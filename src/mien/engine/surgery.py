@@ -40,7 +40,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Source:
-    """A model to begin from. A snapshot has no D, its G is the average, and it has no optimiser state."""
+    """A model to begin from. A snapshot's G is the average, it has a D only where one lies beside it, and no optimiser state."""
 
     path: Path
     sha256: str
@@ -52,9 +52,12 @@ class Source:
     D: Discriminator | None = None
     moments: Mapping[str, torch.Tensor] | None = None
     """'opt_g.NAME.exp_avg' and so on."""
+    critic_sha256: str | None = None
+    """Of the file that a snapshot's D came from."""
 
     def describe(self) -> dict[str, object]:
-        return {"path": str(self.path), "sha256": self.sha256, "nimg": self.nimg}
+        critic = {"critic_sha256": self.critic_sha256} if self.critic_sha256 else {}
+        return {"path": str(self.path), "sha256": self.sha256, "nimg": self.nimg, **critic}
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,10 @@ WHAT = ("loaded", "re-shaped", "new", "dropped")
 
 
 def read(origin: Origin) -> Source:
-    """The newest whole checkpoint of a run; of anything else, and of a run without one, the snapshot. UserError when there is neither."""
+    """The newest whole checkpoint of a run; of anything else, and of a run without one, the snapshot, with the D beside it if there is one.
+
+    UserError when there is neither.
+    """
     path = Path(origin.name)
     if (path / "config.json").is_file():
         run = Run.open(path)
@@ -85,8 +91,9 @@ def read(origin: Origin) -> Source:
     net, meta = checkpoint.load_snapshot(found := origin.find_snapshot(origin.name))
     if meta.get("alpha") is not None:
         raise _is_growing(origin.name, meta["size"])
+    D, critic_sha256 = checkpoint.load_critic(found)
     return Source(path=found, sha256=meta["sha256"], nimg=int(meta.get("nimg", 0)), size=meta["size"], attributes=tuple(meta["attributes"]),
-                  G=net, ema=net)  # fmt: skip
+                  G=net, ema=net, D=D, critic_sha256=critic_sha256)  # fmt: skip
 
 
 def _read_checkpoint(run: Run, path: Path) -> Source:

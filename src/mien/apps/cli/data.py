@@ -111,6 +111,28 @@ def synth(
 
 
 @app.command()
+def subset(
+    folder: Store,
+    out: Out,
+    where: Annotated[str | None, typer.Option(metavar="A=1,B=0", help="Only the faces of this group.")] = None,
+    limit: Annotated[str | None, typer.Option(metavar="N", help="So many training images, evenly spread; held-out ones stay.")] = None,
+    attributes: Annotated[str, typer.Option(help="Which to keep, in which order: Male,Smiling; or all, or none.")] = "all",
+    force: Force = False,
+) -> None:
+    """Take a group of a store's faces as a store of its own.
+
+    mien data subset faces --where Eyeglasses=1 --limit 500 --out glasses
+    """
+    from mien.config import parse_count
+    from mien.data.store import open_store
+    from mien.data.subset import parse_group, write_subset
+
+    with stoppable():
+        tell(write_subset(open_store(folder), out, where=parse_group(where), limit=None if limit is None else parse_count(limit),
+                          attributes=attribute_list(attributes), force=force))
+
+
+@app.command()
 def inspect(
     folder: Store,
     sheet: Annotated[Path | None, typer.Option(help="Also write a contact sheet, a row per attribute combination, to this .png.")] = None,

@@ -185,7 +185,7 @@ def _measure(recipe: Recipe, store: FaceStore, device: Any, state: Any) -> dict[
     begun = time.monotonic()
     while len(times_s) <= STEPS and (len(times_s) < 2 or time.monotonic() - begun < MEASURE_S):
         start = time.perf_counter()
-        train_step(state, task, knobs_at(config, state.nimg))
+        train_step(state, task, knobs_at(task.config, state.nimg))
         if device.type != "cpu":
             torch.get_device_module(device).synchronize()
         times_s.append(time.perf_counter() - start)

@@ -64,7 +64,7 @@ def evaluate(
         bar.close()
     if not scores:
         raise UserError("Nothing could be scored; the lines above say why.")
-    _record(model, subject, scores)
+    record(model, subject, scores)
     if as_json:
         print_json([score.line() for score in scores])
     else:
@@ -132,17 +132,19 @@ def _open_model(model: str, device: str) -> LoadedGenerator | FaceStore | Path:
     return load_generator(model, device=device)
 
 
-def _record(model: str, subject: Any, scores: list[Score]) -> None:
-    """Into metrics.jsonl, when the model is of a run."""
+def record(model: str, subject: Any, scores: list[Score]) -> None:
+    """Into metrics.jsonl, when the model is of a run; into that of its folder ema, when `mien ema` made it: the run is not judged by it."""
     if not Path(model).exists() or not hasattr(subject, "net"):
         return
     folder = next((parent for parent in (Path(model), *Path(model).resolve().parents[:2]) if (parent / "config.json").exists()), None)
     if folder is None:
         return
     run = Run.open(folder)
+    made = subject.path.parent.name == "ema"
+    file, more = ("ema/metrics", {"snapshot": subject.path.stem}) if made else ("metrics", {})
     for score in scores:
-        run.append("metrics", score.protocol.nimg or 0, **score.record())
-    note(f"{len(scores)} scores written to {run.path / 'metrics.jsonl'}.")
+        run.append(file, score.protocol.nimg or 0, **more, **score.record())
+    note(f"{len(scores)} scores written to {run.path / file}.jsonl.")
 
 
 def _show(scores: list[Score]) -> None:

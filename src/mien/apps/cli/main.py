@@ -28,6 +28,7 @@ COMMANDS: dict[str, dict[str, str]] = {  # section -> command -> module:function
     },
     "Train": {
         "train": "train:train",
+        "ema": "ema:ema",
         "train-classifier": "classifier:train_classifier",
     },
     "Measure": {

@@ -48,13 +48,26 @@ def train(
         overrides.append(("train.images", config.parse_count(images)))
     if seed is not None:
         overrides.append(("train.seed", seed))
-    inherited = inherit(from_, run) if from_ is not None and preset is None else {}
+    inherited = {} if from_ is None else inherit(from_, run) if preset is None else networks_of(from_, run, preset, overrides, data[-1])
     recipe = config.resolve(preset, [*inherited.items(), *overrides])
     own = {text.partition("=")[0].strip() if isinstance(text, str) else text[0] for text in overrides}
     recipe.provenance.update({key: f"from {from_}" for key in inherited if key not in own})
     kind = Path(preset).stem if preset else "default" if from_ is None else f"from-{Path(from_).stem.replace(':', '-')}"
     path = run or Path("runs") / f"{kind}-{data[-1].resolve().name}-s{recipe.config.train.seed}"
     start(data, recipe, path, device, begin_from=from_)
+
+
+def networks_of(name: str, run: Path | None, preset: str, overrides: list[str | tuple[str, Any]], data: Path) -> dict[str, Any]:
+    """The networks of what --from names, and its attributes as far as the data have them, where the preset asks for them."""
+    from mien.config import resolve
+    from mien.data.store import read_manifest
+
+    if resolve(preset, overrides).config.surgery.networks != "origin":
+        return {}
+    inherited = inherit(name, run)
+    there = read_manifest(data)["attributes"]
+    kept = [each for each in inherited.get("data.attributes") or [] if each in there]
+    return {**{key: value for key, value in inherited.items() if key.startswith("model.")}, "data.attributes": kept}
 
 
 def inherit(name: str, run: Path | None) -> dict[str, Any]:
@@ -73,8 +86,10 @@ def inherit(name: str, run: Path | None) -> dict[str, Any]:
     else:
         from mien.explore.load import find_snapshot
 
-        meta = read_json(find_snapshot(name).with_suffix(".json")) or {}
-        model = flatten({"model": {"family": meta.get("family", "dcgan"), "generator": meta.get("options", {})}})
+        weights = find_snapshot(name)
+        meta, critic = (read_json(weights.with_suffix(suffix)) or {} for suffix in (".json", ".critic.json"))
+        networks = {"generator": meta.get("options", {}), "discriminator": critic.get("options", {})}
+        model = flatten({"model": {"family": meta.get("family", "dcgan"), **networks}})
         model["data.attributes"] = meta.get("attributes")
     return {key: value for key, value in model.items() if key in DEFAULTS and not key.startswith(("growth.", "surgery."))}
 

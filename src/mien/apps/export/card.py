@@ -11,7 +11,7 @@ from typing import Any
 
 from mien.explore.load import LoadedGenerator
 from mien.reports import findings
-from mien.runs import Run
+from mien.runs import Run, read_jsonl
 
 KEPT = {  # of a score's details, what the card tells
     "fd": ("interval", "by_combination"),
@@ -54,11 +54,11 @@ def gather(generator: LoadedGenerator) -> dict[str, Any]:
     if isinstance(known, dict):
         return known
     parameters = sum(parameter.numel() for parameter in generator.net.parameters())
-    run = _run_of(generator.path)
+    run = run_of(generator.path)
     if run is None:
         return {"parameters": parameters, "data": _data(generator, None, []), "recipe": {}, "hours": None, "device": None, "scores": []}
     config = run.config
-    scores = _scores(run, generator.meta.get("nimg"))
+    scores = _scores(run, generator)
     seconds = findings.time_s(run)
     return {
         "parameters": parameters,
@@ -70,9 +70,10 @@ def gather(generator: LoadedGenerator) -> dict[str, Any]:
     }
 
 
-def _run_of(snapshot: Path) -> Run | None:
+def run_of(snapshot: Path) -> Run | None:
+    """The run that a snapshot, or an average made after training, lies in."""
     folder = snapshot.resolve().parents[1]
-    return Run.open(folder) if snapshot.parent.name == "snapshots" and (folder / "config.json").is_file() else None
+    return Run.open(folder) if snapshot.parent.name in ("snapshots", "ema") and (folder / "config.json").is_file() else None
 
 
 def _data(generator: LoadedGenerator, config: Mapping[str, Any] | None, scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -96,11 +97,13 @@ def _flat(section: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]
     return out
 
 
-def _scores(run: Run, nimg: int | None) -> list[dict[str, Any]]:
-    """The newest line of each metric that was taken of the snapshot at `nimg`."""
-    newest = {
-        str(line["metric"]): line for line in run.metrics() if line.get("nimg") == nimg and findings.finite(line.get("value")) is not None
-    }
+def _scores(run: Run, generator: LoadedGenerator) -> list[dict[str, Any]]:
+    """The newest line of each metric that was taken of the snapshot at its image count, or of the average that `mien ema` made."""
+    nimg, stem = generator.meta.get("nimg"), generator.path.stem
+    made = generator.path.parent.name == "ema"
+    lines = read_jsonl(generator.path.with_name("metrics.jsonl")) if made else run.metrics()
+    mine = [line for line in lines if (line.get("snapshot") == stem if made else line.get("nimg") == nimg)]
+    newest = {str(line["metric"]): line for line in mine if findings.finite(line.get("value")) is not None}
     return [{**{key: line.get(key) for key in ("metric", "value", "low", "high", "floor")}, "protocol": dict(line.get("protocol") or {}),
              "details": _kept(name, line.get("details") or {})} for name, line in newest.items()]  # fmt: skip
 

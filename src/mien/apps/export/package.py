@@ -8,10 +8,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from mien.apps.export.card import gather, render
+from mien.apps.export.card import gather, render, run_of
 from mien.apps.export.weights import moved_levels, rounded, write_weights
 from mien.errors import UserError, did_you_mean
-from mien.explore.load import LoadedGenerator
+from mien.explore.load import LoadedGenerator, find_snapshot
 
 FORMATS = ("safetensors", "onnx", "web")
 MAX_BUNDLED_BYTES = 16_000_000
@@ -105,10 +105,28 @@ def bundle(generator: LoadedGenerator, name: str, *, weights: Path, cards: Path)
             raise UserError(f"{name} takes {size / 1e6:.1f} MB: a bundled model has at most {MAX_BUNDLED_BYTES / 1e6:.0f} MB.")
         for suffix in (".json", ".safetensors"):
             os.replace(stem.with_name(name + suffix), weights / (name + suffix))
+    bundle_critic(generator, weights / f"{name}.safetensors")
     meta = {**generator.meta, "precision": "fp16"}
     use = how_to_use(generator, form="bundled", name=name)
     (cards / f"{name}.md").write_text(render(name, meta, gather(generator), use=use, front_matter=False), encoding="utf-8")
     return done
+
+
+def bundle_critic(generator: LoadedGenerator, weights: Path) -> Path | None:
+    """The discriminator of the run that `generator` is of, beside its snapshot `weights`: for --from. None, and none there, without one."""
+    from mien.config import validate
+    from mien.engine import surgery
+    from mien.engine.checkpoint import critic_stem, save_critic
+
+    for suffix in (".json", ".safetensors"):
+        critic_stem(weights).with_name(critic_stem(weights).name + suffix).unlink(missing_ok=True)
+    run = run_of(generator.path)
+    source = None if run is None else surgery.read(surgery.Origin(str(run.path), find_snapshot))
+    if run is None or source is None or source.D is None:
+        return None
+    model = validate(run.config["config"]).model
+    return save_critic(weights, source.D, family=model.family, options=model.discriminator_options(), attributes=source.attributes,
+                       nimg=source.nimg)  # fmt: skip
 
 
 def check_place(out: Path, *, force: bool) -> None:

@@ -1,0 +1,60 @@
+"""A part of a store as a store of its own: the faces of a group, and as many of them as one asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mien.data.store import FaceStore
+from mien.data.writer import StoreWriter
+from mien.errors import UserError
+
+AT_A_TIME = 1024  # images in memory
+
+
+def parse_group(text: str | None) -> dict[str, int]:
+    """'Eyeglasses=1,Male=0' -> {'Eyeglasses': 1, 'Male': 0}. UserError for anything else."""
+    group: dict[str, int] = {}
+    for part in filter(None, (text or "").replace(" ", "").split(",")):
+        name, _, value = part.partition("=")
+        if value not in ("0", "1") or not name:
+            raise UserError(f"--where {part}: write NAME=1 or NAME=0, several as Eyeglasses=1,Male=0.")
+        group[name] = int(value)
+    return group
+
+
+def chosen(store: FaceStore, *, where: Mapping[str, int], limit: int | None) -> np.ndarray:
+    """int64, rising: the images of the group `where`; of its training images at most `limit`, evenly spread. The other splits stay whole.
+
+    UserError for an attribute that the store lacks, and when no training image is left.
+    """
+    fits = np.ones(len(store), bool)
+    for column, value in zip(store.columns(list(where)), where.values()):
+        fits &= store.attributes[:, column] == value
+    train = [index for index in store.indices("train") if fits[index]]
+    if not train:
+        raise UserError(f"{store.path} has no training images with {', '.join(f'{name}={value}' for name, value in where.items())}.")
+    if limit is not None and limit < len(train):
+        train = [train[place] for place in np.linspace(0, len(train) - 1, limit).round().astype(int)]
+    held_out = [index for split in ("val", "test") for index in store.indices(split) if fits[index]]
+    return np.array(sorted([*train, *held_out]), dtype=np.int64)
+
+
+def write_subset(
+    store: FaceStore, out: Path, *, where: Mapping[str, int], limit: int | None = None, attributes: Sequence[str] | None = None,
+    force: bool = False,
+) -> FaceStore:  # fmt: skip
+    """Write the group `where` of `store` to `out`, with these attributes (None: all). UserError as `chosen`, and where `out` is taken."""
+    names = store.attribute_names if attributes is None else tuple(attributes)
+    rows, columns = chosen(store, where=where, limit=limit), store.columns(names)
+    group = ",".join(f"{name}={value}" for name, value in where.items())
+    origin = store.path.resolve().name
+    source = {"name": f"{origin} {group}".strip(), "count": len(rows), "path": origin, "kind": "subset", "listed": len(store)}
+    with StoreWriter(out, count=len(rows), size=store.size, crop=store.crop, force=force) as writer:
+        for start in range(0, len(rows), AT_A_TIME):
+            writer.add(store.images[rows[start : start + AT_A_TIME]])
+        return writer.finish(attributes=store.attributes[rows][:, columns], attribute_names=names, splits=store.splits[rows],
+                             names=[store.names[row] for row in rows.tolist()], source=[source],
+                             extra={"skipped": [], "inputs": f"subset of {store.digest} where {group} limit {limit}"})  # fmt: skip
