@@ -124,6 +124,10 @@ class FaceLoader:
         images = pixels.to(torch.float32).div_(127.5).sub_(1.0).permute(0, 3, 1, 2)              # [N, 3, R, R], the bytes stay in place
         return images, self._label_floats.index_select(0, torch.from_numpy(chosen).to(self.device))
 
+    def labels(self, position: int, count: int) -> torch.Tensor:
+        """The attributes of `batch(position, count)` alone."""
+        return self._label_floats.index_select(0, torch.from_numpy(self.indices(position, count)).to(self.device))
+
     def _fetch(self, rows: np.ndarray) -> torch.Tensor:
         """uint8 [n, R, R, 3] on the device: these images of the split."""
         if self._resident is not None:

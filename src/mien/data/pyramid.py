@@ -75,6 +75,9 @@ class PyramidLoader:
         images, attributes = self._now().batch(position, count)
         return (F.avg_pool2d(images, images.shape[-1] // self.size) if images.shape[-1] != self.size else images), attributes
 
+    def labels(self, position: int, count: int) -> torch.Tensor:
+        return self._now().labels(position, count)
+
     def draw_attributes(self, count: int, *, generator: torch.Generator | None = None) -> torch.Tensor:
         return self._now().draw_attributes(count, generator=generator)
 

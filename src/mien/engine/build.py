@@ -16,6 +16,8 @@ from mien.config import Config
 from mien.data.loader import FaceLoader, Weights
 from mien.data.pyramid import Pyramid, PyramidLoader
 from mien.data.store import FaceStore
+from mien.engine.batch import check_cut
+from mien.engine.distributed import ALONE, Ranks
 from mien.engine.growth import follow, grow, phase_of, plan_of
 from mien.engine.probe import Probe
 from mien.engine.state import TrainState
@@ -52,11 +54,14 @@ def attribute_names(config: Config, store: FaceStore) -> tuple[str, ...]:
     return tuple(names)
 
 
-def build_task(config: Config, store: FaceStore, device: torch.device, *, smaller: Sequence[FaceStore] = ()) -> Task:
+def build_task(
+    config: Config, store: FaceStore, device: torch.device, *, smaller: Sequence[FaceStore] = (), ranks: Ranks = ALONE
+) -> Task:
     """`store` has images of the run's last size; `smaller`: the same faces in sizes that it grows through.
 
-    Raises UserError when the recipe does not fit the stores.
+    Raises UserError when the recipe does not fit the stores, or its batch cannot be divided among `ranks`.
     """
+    check_cut(config, ranks.size)
     config, _ = settle(config, store.size)
     names, plan, faces = attribute_names(config, store), plan_of(config, store.size), Pyramid([*smaller, store])
     if faces.largest is not store:
@@ -85,9 +90,10 @@ def build_task(config: Config, store: FaceStore, device: torch.device, *, smalle
         penalties=tuple(penalties),
         augment=augment,
         device=device,
-        probe=build_probe(config, faces, data, augment) if config.balance.probe_kimg > 0 else None,
+        probe=build_probe(config, faces, data, augment) if config.balance.probe_kimg > 0 and ranks.leads else None,
         jitter=Augment(regularizer.consistency.ops),
         face=face_features(device) if loss.perceptual > 0 else None,
+        ranks=ranks,
     )
 
 
@@ -168,9 +174,11 @@ def describe_architecture(state: TrainState, *, size: int, attributes: int, devi
     }
 
 
-def describe_machine(device: torch.device) -> dict[str, Any]:
+def describe_machine(device: torch.device, processes: int = 1) -> dict[str, Any]:
     machine = {"cores": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version(), "torch": torch.__version__}
     machine |= {"device": str(device), "threads": torch.get_num_threads()}
+    if processes > 1:
+        machine["processes"] = processes
     if device.type == "cuda":
         machine["gpu"] = torch.cuda.get_device_name(device)
     return machine

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,8 +12,11 @@ from typing import Any
 import torch
 
 from mien.engine import build, checkpoint, growth, posthoc
+from mien.engine.distributed import BACK, GO, LEAVE, STEER, STOP, RankLost
+from mien.engine.following import checksum, share_state
 from mien.engine.recording import SampleGrid, Scalars
-from mien.engine.schedules import Knobs
+from mien.engine.schedules import Knobs, due
+from mien.engine.signals import peak_memory_mb
 from mien.engine.state import TrainState
 from mien.engine.step import train_step
 from mien.engine.supervisor import Collapsed, Supervisor
@@ -35,11 +37,16 @@ class NotFinite(Exception):
     """A NaN or an infinity where there must be a number."""
 
 
+class ProcessLost(UserError):
+    """One of several processes ended before the run did."""
+
+
 MUST_BE_FINITE = ("loss_d", "loss_g", "grad_norm_d", "grad_norm_g")
 
 
 class Loop:
-    """One process's work on a run. `train()` returns True when the run is finished, False when it was asked to stop."""
+    """Work on a run; of several processes, the first one's. `train()` returns True when the run is finished, False when it was asked to
+    stop."""
 
     def __init__(
         self, run: Run, state: TrainState, task: Task, *, meta: dict[str, Any], on_tick: OnTick, on_snapshot: OnSnapshot, say: Say
@@ -48,6 +55,8 @@ class Loop:
         self.supervisor = Supervisor(run, state, task, say)
         self.on_tick, self.on_snapshot = on_tick, on_snapshot
         self.should_stop = False
+        self.ranks = task.ranks
+        self._told: dict[str, Any] | None = None  # the steering that the other processes know of
         config = task.config
         table = [(tuple(row), share) for row, share in meta["attribute_table"]]
         self.grid = SampleGrid(run, z_dim=state.G.z_dim, names=meta["attributes"], table=table, columns=config.sample.columns)
@@ -68,12 +77,17 @@ class Loop:
                 self.save_checkpoint()  # something to go back to, from the first image on
             while True:
                 try:
-                    if state.nimg >= total or self._asked_to_stop():
+                    if state.nimg >= total or self._consult():
                         self._last_things(finished=state.nimg >= total)
+                        self.ranks.agree(LEAVE)
                         return state.nimg >= total
                     self._advance(total)
                 except (NotFinite, Collapsed) as sickness:
                     self._roll_back(sickness)
+        except RankLost:
+            lost = self._orphaned()
+            self._note_end(lost)
+            raise lost from None
         except BaseException as error:
             self._note_end(error)
             raise
@@ -110,6 +124,8 @@ class Loop:
         if due(train.snapshot_kimg, before, after) or due(self.task.config.eval.every_kimg, before, after):
             self.save_snapshot()
         if due(train.checkpoint_kimg, before, after):
+            if self.ranks.size > 1:
+                self.ranks.alike(checksum(self.state))
             self.save_checkpoint()
 
     def _tick(self, knobs: Knobs, *, forget: bool) -> None:
@@ -124,7 +140,7 @@ class Loop:
         values |= {name: getattr(knobs, name) for name in used if getattr(knobs, name) > 0}
         values["ema_half_life_kimg"] = knobs.ema_half_life_kimg
         values["images_per_s"] = (state.nimg - self._tick_started_nimg) / max(now - self._tick_started_s, 1e-9)
-        values["memory_mb"] = peak_memory_mb(self.task.device)
+        values["memory_mb"] = self.ranks.agree(GO, peak_memory_mb(self.task.device))[1]
         values["progress"] = min(1.0, state.nimg / self.task.config.train.images)
         passed_nimg, self._tick_started_s, self._tick_started_nimg = state.nimg - state.tick_nimg, now, state.nimg
         if forget:
@@ -161,6 +177,8 @@ class Loop:
         self.save_checkpoint()  # the calmer state takes the place of the one it came from: a kill must not undo this
         message = f"Rolled back from {failed_nimg:,} to {state.nimg:,} images ({rollbacks} of {balance.max_rollbacks}): {sickness}. " \
                   f"Going on with {quieter}."  # fmt: skip
+        self.ranks.agree(BACK)
+        share_state(state, self.task)
         self.run.event(state.nimg, "rollback", message, failed_nimg=failed_nimg, reason=str(sickness), rollbacks=rollbacks)
         self.say(message)
 
@@ -183,6 +201,27 @@ class Loop:
     @property
     def _stop_request(self) -> Path:
         return self.run.path / "control" / "stop"
+
+    def _consult(self) -> bool:
+        """Whether to stop here. Several processes agree on it before each step, and hear from this one how knobs were turned."""
+        asked = self._asked_to_stop()
+        if self.ranks.size == 1:
+            return asked
+        if not asked:
+            self.supervisor.knobs()  # takes up requests
+        steering = self.state.steering.plain()
+        word, _ = self.ranks.agree(STOP if asked else STEER if steering != self._told else GO)
+        if word == STEER:
+            self._told = self.ranks.tell(steering)
+        self.should_stop = word == STOP
+        return self.should_stop
+
+    def _orphaned(self) -> ProcessLost:
+        why = self.ranks.confession() or "killed, or its machine or network failed"
+        there = self.run.checkpoints()
+        back = f"the newest checkpoint is at {there[-1][0]:,} images" if there else "there is no checkpoint yet"
+        return ProcessLost(f"One of the {self.ranks.size} processes is gone ({why}) at {self.state.nimg:,} images; {back}. "
+                           "The same command goes on from there, also with another number of processes.")  # fmt: skip
 
     def _asked_to_stop(self) -> bool:
         if self._stop_request.exists():
@@ -243,12 +282,6 @@ class Loop:
         self.run.write_status(state=state, nimg=self.state.nimg, total_nimg=self.task.config.train.images, **fields)
 
 
-def due(every_kimg: float, before: int, after: int) -> bool:
-    """Whether a multiple of `every_kimg` thousand images lies in (before, after]; never when it is 0."""
-    every = round(1000 * every_kimg)
-    return every > 0 and after // every > before // every
-
-
 def note_growth(run: Run, state: TrainState, task: Task, told: str) -> None:
     """What a change of size leaves in the run directory."""
     architecture = build.describe_architecture(state, size=state.G.size, attributes=state.G.attributes, device=task.device)
@@ -274,15 +307,3 @@ def resume(run: Run, state: TrainState, task: Task, say: Say, *, past_end_nimg: 
     run.rewind(state.nimg)
     run.event(state.nimg, "resume", f"Resumed from checkpoint {path.name} at {state.nimg:,} images.")
     return True
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """Most memory used so far: the allocator's on a GPU, this process's resident set elsewhere (NaN where the system does not say)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    try:
-        import resource
-    except ImportError:  # Windows
-        return math.nan
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # macOS counts bytes, Linux KiB

@@ -56,6 +56,12 @@ KNOBS: dict[str, tuple[float, float, bool]] = {
 """Every knob: its least and greatest value, and whether it may be None (absent)."""
 
 
+def due(every_kimg: float, before: int, after: int) -> bool:
+    """Whether a multiple of `every_kimg` thousand images lies in (before, after]; never when it is 0."""
+    every = round(1000 * every_kimg)
+    return every > 0 and after // every > before // every
+
+
 def cosine(start: float, end: float, share: float) -> float:
     """From `start` at share 0 to `end` at share 1 along half a cosine."""
     return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * min(max(share, 0.0), 1.0)))

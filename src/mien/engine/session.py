@@ -14,6 +14,8 @@ import mien
 from mien.config import MAY_CHANGE_ON_RESUME, Recipe, differences, flatten
 from mien.data.store import FaceStore
 from mien.engine import build, checkpoint, surgery
+from mien.engine.distributed import ALONE, Ranks
+from mien.engine.following import introduce
 from mien.engine.growth import follow
 from mien.engine.loop import Loop, OnSnapshot, OnTick, Say, resume
 from mien.engine.schedules import knobs_at
@@ -44,18 +46,19 @@ class Session:
 
 def open_session(
     path: Path, recipe: Recipe, store: FaceStore, *, device: torch.device, smaller: Sequence[FaceStore] = (), origin: Origin | None = None,
-    command: Sequence[str] = (), say: Say = print,
+    command: Sequence[str] = (), ranks: Ranks = ALONE, say: Say = print,
 ) -> Session:  # fmt: skip
     """The run at `path`: new when there is none, else resumed from its newest whole checkpoint.
 
-    `smaller`: stores of the same faces in sizes that the run grows through. `origin`: whose weights a new run begins with.
+    `smaller`: stores of the same faces in sizes that the run grows through. `origin`: whose weights a new run begins with. Of several
+    processes the first calls this, the others `following.follow`.
     Raises UserError when the recipe does not fit the stores or the origin, when the run is going on in another process, or when it was
     begun with another recipe, other data or another origin.
     """
     config, settled = settle(recipe.config, store.size, kept=flatten(Run(path).config.get("config", {})))
     if config.surgery.freeze_d and origin is None and not (path / "config.json").exists():
         raise UserError("surgery.freeze_d keeps what --from brings, and nothing else is worth keeping: give --from as well.")
-    task = build.build_task(config, store, device, smaller=smaller)
+    task = build.build_task(config, store, device, smaller=smaller, ranks=ranks)
     names = build.attribute_names(config, store)
     state = build.build_state(config, size=task.plan.first.size, attributes=len(names), device=device)
     meta = build.snapshot_meta(config, store, names, preset=recipe.preset)
@@ -67,7 +70,7 @@ def open_session(
         "provenance": recipe.provenance | {key: f"{recipe.provenance[key]}, auto: {rule}" for key, rule in settled.items()},
         "store": build.describe_store(store, names),
         "smaller_stores": [build.describe_store(each, names) for each in task.faces.stores[:-1]],
-        "machine": build.describe_machine(device),
+        "machine": build.describe_machine(device, ranks.size),
     }
     begun = (path / "config.json").exists() and bool(Run(path).checkpoints() or Run(path).snapshots())
     told = [] if begun else plant(state, task, origin, names, record)  # before anything is written: a mistake leaves no run
@@ -89,6 +92,7 @@ def open_session(
         for kind, message, whole in told:
             run.event(0, kind, message)
             say(whole)
+        introduce(task, store, state)
     except BaseException:
         run.unlock()
         raise
@@ -227,10 +231,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
 
 
-def out_of_memory(recipe: Recipe, store: FaceStore, device: torch.device) -> UserError:
+def out_of_memory(recipe: Recipe, store: FaceStore, device: torch.device, ranks: Ranks = ALONE) -> UserError:
     """What to say of a step that did not fit: the batch, the largest that fits, and how to set it."""
     train = recipe.config.train
     asked = f"train.batch={train.batch}" + (f" in pieces of {train.micro_batch}" if train.micro_batch else "")
+    if ranks.size > 1:
+        mine = min(train.micro_batch or train.batch, train.batch // ranks.size)
+        return UserError(f"Out of memory on {device}, one of {ranks.size} processes, with {asked}: "
+                         f"--set train.micro_batch={max(1, mine // 2)} cuts its part into pieces.")  # fmt: skip
     fits = largest_batch_that_fits(recipe, store, device)
     if fits is None:
         return UserError(f"Out of memory on {device} with {asked}; not even one image fits: lower the widths or the size of the images.")

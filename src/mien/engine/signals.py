@@ -14,6 +14,8 @@ Logits are D's; a logit above 0 means that D calls the image real.
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Mapping
 
 import torch
@@ -69,3 +71,15 @@ def relative_change(before: list[torch.Tensor], after: list[torch.Tensor]) -> to
     """|after - before| / |before| over all tensors together."""
     changed = torch.nn.utils.get_total_norm(torch._foreach_sub(after, before))
     return changed / torch.nn.utils.get_total_norm(before).clamp_min(1e-12)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Most memory used so far: the allocator's on a GPU, this process's resident set elsewhere (NaN where the system does not say)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        import resource
+    except ImportError:  # Windows
+        return math.nan
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # macOS counts bytes, Linux KiB

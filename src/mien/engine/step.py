@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from mien.engine.batch import Batch
 from mien.engine.ema import average
-from mien.engine.penalties import compare_logits, path_length, penalties
+from mien.engine.penalties import compare_logits, move_anchors, path_length, penalties
 from mien.engine.schedules import Knobs
 from mien.engine.signals import discriminator_signals, generator_signals, mean_of
 from mien.engine.state import TrainState, step_seed
@@ -19,26 +18,12 @@ from mien.losses.auxiliary import feature_matching
 __all__ = ["Task", "train_step"]
 
 
-@dataclass
-class Batch:
-    """What an update, or one piece of it, is made from."""
-
-    real: Tensor  # [N, 3, R, R] in -1..1
-    attributes: Tensor  # [N, A]
-    latents: Tensor  # [N, Z]
-    fake: Tensor | None = None  # [N, 3, R, R]: those that D has just seen, with G's graph
-
-    def pieces(self, size: int) -> list[Batch]:
-        if size == len(self.real):
-            return [self]
-        return [Batch(*parts) for parts in zip(self.real.split(size), self.attributes.split(size), self.latents.split(size))]
-
-
 def train_step(s: TrainState, task: Task, knobs: Knobs, *, measure: bool = False) -> Signals:
     """`d_steps` updates of D, `g_steps` of G, then the average. Returns the step's signals; `measure` adds the weight changes.
 
     Every random draw is a function of (seed, nimg): the default generator is seeded here. With one update of each, G learns from
-    the fakes that D has just seen (as in Radford et al. 2015's code), which saves a forward pass of G.
+    the fakes that D has just seen (as in Radford et al. 2015's code), which saves a forward pass of G. With several processes each does
+    its part of every batch; gradients and signals are added up before an update, which is then the same in all.
     """
     torch.manual_seed(step_seed(task.config.train.seed, s.nimg, s.noise_salt))
     s.D.input_noise = knobs.input_noise
@@ -46,8 +31,8 @@ def train_step(s: TrainState, task: Task, knobs: Knobs, *, measure: bool = False
     one_each = knobs.d_steps == knobs.g_steps == 1
     signals: Signals = {}
     for _ in range(knobs.d_steps):
-        batch = Batch(*task.data.batch(s.nimg, n), task.latents(s.G.z_dim))
-        signals |= update_d(s, task, knobs, batch, measure, keep_fakes=one_each and task.piece == n)
+        batch = Batch.load(s, task)
+        signals |= update_d(s, task, knobs, batch, measure, keep_fakes=one_each and task.piece == len(batch.real))
         s.nimg += n
 
     s.D.requires_grad_(False)  # its weights' gradients would be thrown away: a quarter of the step
@@ -70,49 +55,55 @@ def update_d(s: TrainState, task: Task, knobs: Knobs, batch: Batch, measure: boo
 
     signals, seen = Signals(), []
     with updating(s.D, s.opt_d, "d", knobs.lr_d, knobs, signals, measure):
-        for part in batch.pieces(task.piece):
-            r, a = part.real, part.attributes
-            with task.autocast(), torch.set_grad_enabled(keep_fakes):
-                fake = s.G(part.latents, a)
-            part.fake, f = fake if keep_fakes else None, fake.detach()
-            with task.autocast(exact=compare_logits(knobs)):
-                if task.config.train.separate_batches:
-                    real_logits, fake_logits = critic(r, a).float(), critic(f, a).float()
-                else:
-                    real_logits, fake_logits = critic(torch.cat([r, f]), torch.cat([a, a])).float().split(len(r))
-            loss = task.adversarial.d_loss(real=real_logits, fake=fake_logits)  # [N]
-            total, told = loss.sum(), discriminator_signals(loss=loss, real=real_logits, fake=fake_logits)
-            logits = {"real_logits": real_logits, "fake_logits": fake_logits}
-            for name, weight, values in penalties(s, task, knobs, critic, real=r, fake=f, attributes=a, **logits):
-                total = total + weight * values.sum()
-                told[f"{name}_penalty"] = values.detach().mean()
-            (total / len(batch.real)).backward()
-            seen.append(told)
-    return signals | mean_of(seen)
+        for part in batch.pieces(s, task):
+            with part:
+                r, a = part.real, part.attributes
+                with task.autocast(), torch.set_grad_enabled(keep_fakes):
+                    fake = s.G(part.latents, a)
+                batch.fake, f = fake if keep_fakes else None, fake.detach()
+                with task.autocast(exact=compare_logits(knobs)):
+                    if task.config.train.separate_batches:
+                        real_logits, fake_logits = critic(r, a).float(), critic(f, a).float()
+                    else:
+                        real_logits, fake_logits = critic(torch.cat([r, f]), torch.cat([a, a])).float().split(len(r))
+                loss = task.adversarial.d_loss(real=real_logits, fake=fake_logits)  # [N]
+                total, told = loss.sum(), discriminator_signals(loss=loss, real=real_logits, fake=fake_logits)
+                logits = {"real_logits": real_logits, "fake_logits": fake_logits}
+                for name, weight, values in penalties(s, task, knobs, critic, part, fake=f, **logits):
+                    total = total + weight * values.sum()
+                    told[f"{name}_penalty"] = values.detach().mean()
+                (total / len(batch.latents)).backward()
+                seen.append(told)
+        told = task.ranks.pool(s.D, mean_of(seen))
+    move_anchors(s, task, batch)
+    return signals | told
 
 
 def update_g(s: TrainState, task: Task, knobs: Knobs, batch: Batch, measure: bool) -> Signals:
     """Generator: make D call fakes real."""
-    signals, seen, weigh = Signals(), [], task.config.loss
+    signals, seen, weigh, pooled = Signals(), [], task.config.loss, task.ranks.pooled
     with updating(s.G, s.opt_g, "g", knobs.lr_g, knobs, signals, measure):
-        for part in batch.pieces(task.piece):
-            r, a, share = part.real, part.attributes, len(part.real) / len(batch.real)
-            with task.autocast():
-                f = s.G(part.latents, a) if part.fake is None else part.fake
-                features = s.D.features(task.augment(f, knobs.augment_p), a)  # [N, F]
-                fake_logits = s.D.head(features, a)
-                pair = s.D(task.augment(r, knobs.augment_p), a).float() if task.adversarial.pairs else None
-                loss = task.adversarial.g_loss(real=pair, fake=fake_logits.float())  # [N]
-                total, told = loss.sum() / len(batch.real), generator_signals(loss=loss, fake=fake_logits)
-                if weigh.feature_matching > 0:
-                    with torch.no_grad():
-                        real_features = s.D.features(task.augment(r, knobs.augment_p), a)
-                    total = total + share * weigh.feature_matching * feature_matching(real=real_features, fake=features)
-                if task.face is not None:
-                    apart = feature_matching(real=task.face(r), fake=task.face(f))
-                    total, told["perceptual"] = total + share * weigh.perceptual * apart, apart.detach()
-                if (paths := path_length(s, task, knobs, latents=part.latents, attributes=a)) is not None:
-                    total, told["path_penalty"] = total + share * paths.mean(), paths.detach().mean()
-            total.backward()
-            seen.append(told)
-    return signals | mean_of(seen)
+        for part in batch.pieces(s, task):
+            with part:
+                r, a = part.real, part.attributes
+                with task.autocast():
+                    f = part.fakes()
+                    features = s.D.features(task.augment(f, knobs.augment_p), a)  # [N, F]
+                    fake_logits = s.D.head(features, a)
+                    pair = s.D(task.augment(r, knobs.augment_p), a).float() if task.adversarial.pairs else None
+                    loss = task.adversarial.g_loss(real=pair, fake=fake_logits.float())  # [N]
+                    total, told = loss.sum() / len(batch.latents), generator_signals(loss=loss, fake=fake_logits)
+                    if weigh.feature_matching > 0:
+                        with torch.no_grad():
+                            real_features = s.D.features(task.augment(r, knobs.augment_p), a)
+                        apart = feature_matching(real=pooled(real_features), fake=pooled(features))
+                        total = total + part.share * weigh.feature_matching * apart
+                    if task.face is not None:
+                        apart = feature_matching(real=pooled(task.face(r)), fake=pooled(task.face(f)))
+                        total, told["perceptual"] = total + part.share * weigh.perceptual * apart, apart.detach()
+                    if (paths := path_length(s, task, knobs, part)) is not None:
+                        total, told["path_penalty"] = total + part.share * paths.mean(), paths.detach().mean()
+                total.backward()
+                seen.append(told)
+        told = task.ranks.pool(s.G, mean_of(seen))
+    return signals | told

@@ -12,6 +12,7 @@ from mien.augment.policy import Augment
 from mien.config import Config
 from mien.data.loader import FaceLoader
 from mien.data.pyramid import Pyramid, PyramidLoader
+from mien.engine.distributed import ALONE, Ranks
 from mien.engine.growth import Plan
 from mien.engine.probe import Probe
 from mien.losses.catalogue import Adversarial
@@ -40,11 +41,14 @@ class Task:
     """The transformation that consistency regularisation asks D to overlook; always applied."""
     face: Features | None = None
     """Images [N, 3, R, R] in -1..1 -> [N, F], a fixed network's: the space of the perceptual term."""
+    ranks: Ranks = ALONE
+    """The processes among which each batch is divided."""
 
     @property
     def piece(self) -> int:
-        """How many images go through the networks at once."""
-        return self.config.train.micro_batch or self.config.train.batch
+        """How many images go through the networks at once, in each process."""
+        mine = self.config.train.batch // self.ranks.size
+        return min(self.config.train.micro_batch or mine, mine)
 
     @property
     def compares(self) -> bool:
@@ -56,5 +60,5 @@ class Task:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.train.precision == "bf16" and not exact)
 
     def latents(self, z_dim: int) -> Tensor:
-        """A batch of N(0, 1), [N, Z], from the default generator."""
+        """A whole batch of N(0, 1), [B, Z], from the default generator: the same in every process."""
         return torch.randn(self.config.train.batch, z_dim, device=self.device)

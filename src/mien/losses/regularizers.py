@@ -41,13 +41,13 @@ def gradient_penalty(critic: Critic, *, real: Tensor, fake: Tensor, attributes: 
     return (gradient_norm(critic, between, attributes) - 1).square()
 
 
-def dragan(critic: Critic, *, real: Tensor, fake: Tensor | None = None, attributes: Tensor) -> Tensor:
+def dragan(critic: Critic, *, real: Tensor, fake: Tensor | None = None, attributes: Tensor, std: Tensor | None = None) -> Tensor:
     """(|| d critic / d x || - 1)^2 around the real images, x = real + N(0, s^2), s half their standard deviation: [N].
 
-    Kodali et al. 2017, with k = 1; the paper leaves the noise's size open.
+    `std`, 0-d: that of the batch that `real` is a part of. Kodali et al. 2017, with k = 1; the paper leaves the noise's size open.
     """
     real = real.detach().float()
-    around = real + 0.5 * real.std() * torch.randn(real.shape, device=real.device)
+    around = real + 0.5 * (real.std() if std is None else std) * torch.randn(real.shape, device=real.device)
     return (gradient_norm(critic, around, attributes) - 1).square()
 
 

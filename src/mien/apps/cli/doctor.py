@@ -174,8 +174,8 @@ def _measure(recipe: Recipe, store: FaceStore, device: Any, state: Any) -> dict[
     import torch
 
     from mien.engine import build
-    from mien.engine.loop import peak_memory_mb
     from mien.engine.schedules import knobs_at
+    from mien.engine.signals import peak_memory_mb
     from mien.engine.step import train_step
 
     config = recipe.config

@@ -12,12 +12,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mien.errors import UserError
+
 if TYPE_CHECKING:
+    import torch
+
     from mien.config import Recipe
     from mien.data.store import FaceStore
+    from mien.engine.distributed import Ranks
+    from mien.engine.following import Follower
     from mien.engine.loop import Loop
     from mien.engine.session import Session
 
+SAME_CTRL_C_S = 3.0
 
 FROM_HELP = "Begin a new run with another's weights; without --preset, with its recipe too. What does not fit is named and learnt anew."
 SET_HELP = "Override one key of the recipe, e.g. optimizer.lr_g=1e-4 (keys: 'mien presets NAME --all')."
@@ -95,14 +102,46 @@ def inherit(name: str, run: Path | None) -> dict[str, Any]:
 
 
 def start(data: list[Path], recipe: Recipe, path: Path, device_name: str | None, *, begin_from: str | None = None) -> None:
-    from mien.apps.cli import console
+    """Train here, alone or as one of several processes."""
     from mien.data.store import open_store
-    from mien.engine import build, session
+    from mien.engine import build, distributed
+
+    *smaller, store = sorted((open_store(each) for each in data), key=lambda store: store.size)
+    device = build.choose_device(distributed.local_device(device_name))
+    with distributed.joined(device, shared=device_name == str(device)) as ranks:
+        if ranks.leads:
+            try:
+                lead(recipe, path, store, smaller, device, ranks, begin_from)
+            except distributed.RankLost as lost:
+                raise UserError(f"One of the {ranks.size} processes ended before the run began ({ranks.confession() or lost}).") from None
+        else:
+            follow(store, smaller, device, ranks)
+
+
+def follow(store: FaceStore, smaller: list[FaceStore], device: torch.device, ranks: Ranks) -> None:
+    """What a process other than the first does: steps, in silence. Leaves word of its own faults for the first to tell."""
+    from mien.engine import following
+    from mien.engine.distributed import RankLost
+
+    try:
+        follower = following.follow(store, smaller=smaller, device=device, ranks=ranks)
+        with stopping_gently(follower, alone=False):
+            follower.train()
+    except RankLost:
+        sys.exit(1)  # the first process says why
+    except BaseException as error:
+        ranks.confess(" ".join(str(error).split())[:300] or type(error).__name__)
+        raise
+
+
+def lead(
+    recipe: Recipe, path: Path, store: FaceStore, smaller: list[FaceStore], device: torch.device, ranks: Ranks, begin_from: str | None
+) -> None:
+    from mien.apps.cli import console
+    from mien.engine import session
     from mien.engine.surgery import Origin
     from mien.explore.load import find_snapshot
 
-    *smaller, store = sorted((open_store(each) for each in data), key=lambda store: store.size)
-    device = build.choose_device(device_name)
     origin = None if begin_from is None else Origin(begin_from, find_snapshot)
     if recipe.config.eval.every_kimg > 0:
         from mien.apps.cli.evaluate import check_settings
@@ -110,7 +149,8 @@ def start(data: list[Path], recipe: Recipe, path: Path, device_name: str | None,
         check_settings(recipe.config.eval, store)  # now, not at the first score an hour from here
     begun: Session | None = None
     try:
-        begun = session.open_session(path, recipe, store, device=device, smaller=smaller, origin=origin, command=sys.argv, say=console.note)
+        begun = session.open_session(path, recipe, store, device=device, smaller=smaller, origin=origin, command=sys.argv, ranks=ranks,
+                                     say=console.note)  # fmt: skip
         log = Log(path / "log.txt")
         log.say(_opening(begun, store))
         finished = _train(begun, store, log)
@@ -119,7 +159,7 @@ def start(data: list[Path], recipe: Recipe, path: Path, device_name: str | None,
             raise
         begun = None  # the error's traceback and the session hold the memory: both must go before anything smaller is tried
     if begun is None:
-        raise session.out_of_memory(recipe, store, device)
+        raise session.out_of_memory(recipe, store, device, ranks)
     best = begun.run.best_snapshot()
     if finished:
         log.say(f"Finished at {begun.state.nimg:,} images. Samples: {path / 'samples' / 'mosaic.png'}. Generator: {best}.")
@@ -147,6 +187,8 @@ def _opening(begun: Session, store: FaceStore) -> str:
     what = "Resuming" if begun.resumed else "Training"
     names = ", ".join(begun.meta["attributes"]) or "none"
     where = f"{machine.get('gpu', machine['device'])} ({machine['threads']} threads)"
+    if (count := begun.task.ranks.size) > 1:
+        where += f", {count} processes of {config.train.batch // count} images each"
     sizes = f"{begun.state.G.size} px" + (f", growing to {store.size} px" if begun.state.G.size < store.size else "")
     return (
         f"{what} {begun.run.path}: {begun.task.data.count:,} faces at {sizes}, attributes {names}; "
@@ -166,7 +208,7 @@ def _train(begun: Session, store: FaceStore, log: Log) -> bool:
             shown = nimg
 
         loop = begun.loop(on_tick=on_tick, on_snapshot=_scorer(begun, store, log), say=log.say)
-        with stopping_gently(loop):
+        with stopping_gently(loop, alone=loop.ranks.size == 1):
             finished = loop.train()
         advance(begun.state.nimg - shown)
         return finished
@@ -179,7 +221,7 @@ def _scorer(begun: Session, store: FaceStore, log: Log) -> Callable[[Path, int],
 
     def on_snapshot(path: Path, nimg: int) -> None:
         nonlocal last
-        from mien.engine.loop import due
+        from mien.engine.schedules import due
 
         if due(settings.every_kimg, last, nimg):
             from mien.apps.cli.evaluate import score_snapshot
@@ -192,12 +234,18 @@ def _scorer(begun: Session, store: FaceStore, log: Log) -> Callable[[Path, int],
 
 
 @contextlib.contextmanager
-def stopping_gently(loop: Loop) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the run after the step in hand, with a checkpoint; a second Ctrl-C ends it at once."""
+def stopping_gently(loop: Loop | Follower, *, alone: bool = True) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the run after the step in hand, with a checkpoint; a second Ctrl-C ends it at once.
+
+    Not `alone`, under torchrun, one Ctrl-C comes twice, from the terminal and from torchrun: there a second one counts after a while.
+    """
+    first_s = 0.0
 
     def stop(number: int, frame: object) -> None:
-        if loop.should_stop and number == signal.SIGINT:
+        nonlocal first_s
+        if loop.should_stop and number == signal.SIGINT and (alone or time.monotonic() > first_s + SAME_CTRL_C_S):
             raise KeyboardInterrupt
+        first_s = first_s or time.monotonic()
         loop.should_stop = True
 
     numbers = [signal.SIGINT, signal.SIGTERM]

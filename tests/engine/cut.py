@@ -1,0 +1,57 @@
+"""The same steps with a batch cut in several ways; run by itself, one of the processes among which it is cut."""
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from engine.conftest import tiny_recipe
+from mien.data.store import open_store
+from mien.engine import build, distributed
+from mien.engine.schedules import knobs_at
+from mien.engine.step import train_step
+
+CPU = torch.device("cpu")
+STEPS = 4
+STYLE = ("model.family=style", "model.generator.w_dim=8", "model.generator.mapping=2", "model.discriminator.norm=batch",
+         "regularizer.path_length.gamma=2", "regularizer.path_length.every=2", "model.discriminator.minibatch_stddev=4")  # fmt: skip
+RECIPES = {  # name: (preset, overrides)
+    "batch norm in both, noisy labels, dropout, feature matching": ("seed2", (
+        "loss.label_noise=0.2", "loss.label_flip=0.1", "model.discriminator.dropout=0.3", "loss.feature_matching=0.5",
+        "regularizer.lecam.gamma=0.3", "regularizer.dragan.gamma=1", "regularizer.r1.gamma=1", "regularizer.r1.every=2")),
+    "spectral norm, hinge, lazy R1, augmentation, projection": ("seed0", (
+        "augment.p=0.6", "augment.ops=full", "regularizer.r1.every=2", "model.discriminator.minibatch_stddev=2",
+        "regularizer.consistency.real=1", "balance.g_steps=2")),
+    "wgan-gp": ("wgan-gp", ()),
+    "style, path lengths, mixing, stddev": ("style64-cpu", (
+        "regularizer.path_length.gamma=2", "regularizer.path_length.every=2", "model.discriminator.minibatch_stddev=2",
+        "model.generator.w_dim=8", "augment.ops=light", "augment.p=0.5")),
+    "relativistic, R1 and R2": ("r3-64-cpu", ("model.generator.group=4", "model.discriminator.group=4")),
+}  # fmt: skip
+
+
+def steps(name: str, store, *overrides: str, ranks=distributed.ALONE) -> dict:
+    """{"signals": those of each step, "weights": the hash of all tensors of the state}."""
+    preset, own = RECIPES[name]
+    task = build.build_task(tiny_recipe(*own, *overrides, preset=preset).config, store, CPU, ranks=ranks)
+    state = build.build_state(task.config, size=store.size, attributes=len(task.data.attribute_names), device=CPU)
+    signals = []
+    for _ in range(STEPS):
+        found = train_step(state, task, knobs_at(task.config, state.nimg), measure=True)
+        signals.append({key: float(value) for key, value in found.items()})
+    weights = hashlib.sha256(b"".join(tensor.detach().numpy().tobytes() for _, tensor in sorted(state.tensors().items())))
+    return {"signals": signals, "weights": weights.hexdigest()}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    store, out = open_store(Path(sys.argv[1])), Path(sys.argv[2])
+    with distributed.joined(CPU) as ranks:
+        out.with_suffix(f".{os.environ['RANK']}").write_text(json.dumps({name: steps(name, store, ranks=ranks) for name in RECIPES}))
+
+
+if __name__ == "__main__":
+    main()
