@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from mien.engine.distributed import Ranks
+from mien.engine.distributed import Ranks, Sum
 
 BY_SIZE = {torch.rand, torch.randn}
 LIKE = {torch.rand_like, torch.randn_like}
@@ -41,7 +41,7 @@ class Rows(TorchFunctionMode):
             return self.mine(func(self.whole(size), **kwargs))
         if func is torch.randint:
             *bounds, size = args
-            return self.mine(torch.randint(*bounds, size=self.whole(size), **kwargs))
+            return self.mine(func(*bounds, self.whole(size), **kwargs))  # type: ignore[call-overload]
         if func in LIKE:
             return self.mine(func(self.whole_like(args[0]), **kwargs))
         if func in DROPOUT:
@@ -101,17 +101,20 @@ class Rows(TorchFunctionMode):
         return y
 
 
-def normalized(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
-    """(x normalised over the rows of all processes [N, C, H, W], mean [C], biased variance [C]), from plain operations."""
+def moments(x: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor]:
+    """(mean [C], biased variance [C]) of the rows [N, C, ...] of all processes, fp32."""
     dims = [d for d in range(x.ndim) if d != 1]
     told = ranks.gathered(torch.stack(torch.var_mean(x.float(), dims, correction=0)))  # [P, 2, C]
     mean = told[:, 1].mean(0)
-    variance = told[:, 0].mean(0) + (told[:, 1] - mean).square().mean(0)
-    scale = (variance + eps).rsqrt()
-    scale = scale if weight is None else scale * weight
+    return mean, told[:, 0].mean(0) + (told[:, 1] - mean).square().mean(0)
+
+
+def normalized(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, ranks: Ranks) -> Tensor:
+    """x [N, C, ...] normalised over the rows of all processes, from plain operations."""
+    mean, variance = moments(x, ranks)
+    scale = (variance + eps).rsqrt() if weight is None else (variance + eps).rsqrt() * weight
     shift = -mean * scale if bias is None else bias - mean * scale
-    y = torch.addcmul(_wide(shift, x), x.float(), _wide(scale, x))
-    return y.to(x.dtype), mean, variance
+    return torch.addcmul(_wide(shift, x), x.float(), _wide(scale, x)).to(x.dtype)
 
 
 def _wide(values: Tensor, x: Tensor) -> Tensor:
@@ -128,10 +131,7 @@ class SyncedNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
-        dims = [d for d in range(x.ndim) if d != 1]
-        told = ranks.gathered(torch.stack(torch.var_mean(x.float(), dims, correction=0)))
-        mean = told[:, 1].mean(0)
-        variance = told[:, 0].mean(0) + (told[:, 1] - mean).square().mean(0)
+        mean, variance = moments(x, ranks)
         ctx.save_for_backward(x, weight, bias, mean, variance)
         ctx.settings = eps, ranks
         ctx.mark_non_differentiable(mean, variance)
@@ -143,13 +143,13 @@ class SyncedNorm(torch.autograd.Function):
         eps, ranks = ctx.settings
         if torch.is_grad_enabled():  # somebody will differentiate this
             inputs = [each for each in (x, weight, bias) if each is not None and each.requires_grad]
-            y, _, _ = normalized(x, weight, bias, eps, ranks)
+            y = normalized(x, weight, bias, eps, ranks)
             found = iter(torch.autograd.grad(y, inputs, g, create_graph=True))
             given = [next(found) if each is not None and each.requires_grad else None for each in (x, weight, bias)]
             return (*given, None, None)
         gx, dw, db = torch.ops.aten.native_batch_norm_backward(g, x, weight, mean, variance, None, None, False, eps, [True, True, True])
         n = x.numel() // x.shape[1] * ranks.size
-        sums = ranks.gathered(torch.stack([db, dw])).sum(0) / n  # [2, C]: mean(g), mean(g x^)
+        sums = Sum.apply(torch.stack([db, dw])) / n  # [2, C]: mean(g), mean(g x^)
         inverse = (variance + eps).rsqrt()
         slope = inverse if weight is None else inverse * weight
         per_x = -slope * sums[1] * inverse
