@@ -200,7 +200,7 @@ def machine(run: Run) -> str:
 
 def ratios_table(spec: Spec, rungs: dict[str, list[Attempt]], store: FaceStore) -> str:
     bases = [name for name in spec.against if name in rungs]
-    head = ["rung", *(f"to {rungs[base][0].rung.title}, at equal {what}" for base in bases for what in ("images", "time"))]
+    head = ["rung", *(f"to {base}, equal {what}" for base in bases for what in ("images", "time"))]
     rows = []
     for name, attempts in rungs.items():
         cells = []
@@ -301,7 +301,7 @@ def draw_curves(rungs: dict[str, list[Attempt]], store: FaceStore, path: Path) -
     ends = [score_of(each.run, "fd-face", each.last_nimg, store) for attempts in rungs.values() for each in attempts]
     floor = next((score.floor for score in ends if score and score.floor), None)
     heights = [floor] if floor else []
-    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
+    figure, panels = pyplot.subplots(1, 2, figsize=(9.5, 5), sharey=True, layout="constrained")
     for panel, over, label in zip(panels, ("images", "hours"), ("thousands of images", "hours at work")):
         for i, attempts in enumerate(rungs.values()):
             for k, each in enumerate(attempts):
@@ -317,7 +317,7 @@ def draw_curves(rungs: dict[str, list[Attempt]], store: FaceStore, path: Path) -
     if heights:
         panels[0].set_ylim(min(heights) * 0.85, max(heights) * 1.15)
     panels[0].set_ylabel("Frechet distance, face features (lower is better)")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 

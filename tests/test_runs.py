@@ -87,6 +87,19 @@ def test_best_snapshot_is_the_least_distance_of_the_newest_protocol(run):
     assert run.best_snapshot().name == "000002kimg.safetensors"
 
 
+def test_the_best_is_chosen_by_the_protocol_that_tells_most_snapshots_apart_and_never_by_the_test_split(run):
+    for nimg in (1000, 2000, 3000):
+        (run.path / "snapshots" / f"{kimg_name(nimg)}.safetensors").touch()
+    run.append("metrics", 1000, metric="fd-face", value=1.0, protocol={"split": "test"})
+    assert run.best_snapshot().name == "000003kimg.safetensors"
+    for nimg, value in ((1000, 9.0), (2000, 7.0), (3000, 8.0)):
+        run.append("metrics", nimg, metric="fd-face", value=value, protocol={"split": "val"})
+    run.append("metrics", 3000, metric="fd-inception-768", value=0.7, protocol={"split": "val"})  # of the last one alone
+    for nimg in (1000, 2000, 3000):
+        run.append("metrics", nimg, metric="fd-face", value=float(nimg), protocol={"split": "test"})
+    assert run.best_snapshot().name == "000002kimg.safetensors"
+
+
 def test_write_json_leaves_the_old_file_when_it_fails(tmp_path):
     write_json(tmp_path / "a.json", {"a": 1})
     with pytest.raises(TypeError):

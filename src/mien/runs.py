@@ -311,13 +311,18 @@ class Run:
         return sorted((int(path.name), path) for path in folder.glob("[0-9]*") if path.name.isdigit()) if folder.is_dir() else []
 
     def best_snapshot(self) -> Path | None:
-        """The snapshot with the least Frechet distance in metrics.jsonl (by the newest protocol), else the newest; None without any."""
+        """The snapshot with the least Frechet distance in metrics.jsonl, by the protocol that most snapshots were scored under.
+
+        The newest where there is no score, None where there is no snapshot. Nothing is chosen by the test split.
+        """
         there = dict(self.snapshots())
         distances = [m for m in self.metrics() if str(m.get("metric", "")).startswith(("fd-", "fid"))]
         scores = [m for m in distances if m.get("nimg") in there and isinstance(m.get("value"), (int, float))]
+        scores = [m for m in scores if (m.get("protocol") or {}).get("split") != "test"]
         if scores:
-            newest = scores[-1]
-            comparable = [m for m in scores if m["metric"] == newest["metric"] and _key(m) == _key(newest)]
+            keys = [json.dumps([m["metric"], *_key(m)], default=str) for m in scores]
+            first = most_told(list(zip(keys, (m["nimg"] for m in scores))))
+            comparable = [m for m, key in zip(scores, keys) if key == first]
             return there[min(comparable, key=lambda m: (m["value"], -m["nimg"]))["nimg"]]
         return there[max(there)] if there else None
 
@@ -349,6 +354,12 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return value
+
+
+def most_told(told: list[tuple[str, int]]) -> str:
+    """Of (key, image count) of scores, oldest first: the key that was measured at the most image counts; of equals the newest."""
+    counts = {key: len({nimg for each, nimg in told if each == key}) for key, _ in told}
+    return max(reversed([key for key, _ in told]), key=lambda key: counts[key])
 
 
 def _key(metric: dict[str, Any]) -> list[Any]:

@@ -63,7 +63,8 @@ class Generator(Network):
     """Share of training samples whose style changes to another latent's at a random layer."""
     z_dim: Annotated[int, Field(ge=1, le=4096)] = 100
     stem: Annotated[Literal["linear", "transpose"], Only("dcgan")] = "transpose"
-    norm: Annotated[Literal["batch", "none"], Only("dcgan", "resnet")] = "batch"
+    norm: Annotated[Literal["batch", "pixel", "none"], Only("dcgan", "resnet")] = "batch"
+    """pixel: dcgan's alone, each pixel's channels scaled to a mean square of 1 (Karras 2018)."""
     spectral: Annotated[bool, Only("resnet")] = False
     """Spectral norm on every weight (Zhang 2019, section 3.1)."""
     attention: Annotated[int, Field(ge=0), Only("resnet")] = 0

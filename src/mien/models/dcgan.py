@@ -13,6 +13,7 @@ from mien.models.layers import (
     INITS,
     MinibatchDiscrimination,
     MinibatchStddev,
+    PixelNorm,
     Project,
     SpectralConv2d,
     SpectralLinear,
@@ -32,7 +33,7 @@ class DCGANGenerator(nn.Module):
     width       channels of the 4x4 map (512 at 64 px: the usual DCGAN, ngf 64; 736: seed 0's)
     z_dim       length of the latent, drawn from N(0, 1)
     stem        how the latent becomes the 4x4 map: "transpose" (4x4 transposed convolution) or "linear" (fully connected)
-    norm        "batch" after every layer but the last, or "none"
+    norm        "batch" after every layer but the last; "pixel" after its activation (progressive growing); or "none"
     head        last layer: "transpose" doubles the side and gives the 3 colours; "conv" doubles it first, at width * 4 / size
                 channels, and a 3x3 convolution gives the colours (less checkerboard, more compute)
     condition   "none", or "concat": signed attributes beside the latent
@@ -57,20 +58,21 @@ class DCGANGenerator(nn.Module):
         min_width: int = 16,
     ):
         super().__init__()
-        choose("generator norm", norm, ("batch", "none"))
+        choose("generator norm", norm, ("batch", "pixel", "none"))
         choose("generator head", head, ("transpose", "conv"))
         choose("generator stem", stem, ("transpose", "linear"))
         choose("generator condition", condition, ("none", "concat"))
         choose("generator init", init, INITS)
         self.size, self.attributes, self.z_dim, self.condition = size, attributes, z_dim, condition
         inputs = z_dim + (attributes if condition == "concat" else 0)
-        bias = norm == "none"  # batch norm subtracts a bias before it and has its own
+        bias = norm != "batch"  # batch norm subtracts a bias before it and has its own
 
         def block(conv: nn.Module, channels: int) -> nn.Sequential:
             return sequence({
                 "conv": conv,
                 "norm": nn.BatchNorm2d(channels) if norm == "batch" else None,
                 "act": nn.ReLU(inplace=True),
+                "pixel_norm": PixelNorm() if norm == "pixel" else None,
             })  # fmt: skip
 
         if stem == "transpose":

@@ -187,6 +187,13 @@ class Project(nn.Linear):
         return super().forward(x.flatten(1)).unflatten(1, (-1, 4, 4))  # [N, C, 4, 4]
 
 
+class PixelNorm(nn.Module):
+    """x / sqrt(mean of x^2 over the channels + 1e-8), pixel by pixel (Karras et al. 2018, section 4.2). [N, C, H, W] -> [N, C, H, W]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-8)
+
+
 class MinibatchStddev(nn.Module):
     """Appends one channel that tells how much a group of samples varies (Karras et al. 2018, section 3).
 

@@ -16,7 +16,7 @@ import numpy as np
 from mien.errors import UserError
 from mien.reports.charts import EVENTS, Mark
 from mien.reports.page import duration, images, number
-from mien.runs import Run, protocol_key
+from mien.runs import Run, most_told, protocol_key
 
 TITLES = {
     "fd-face": "Fréchet distance, face features",
@@ -100,10 +100,11 @@ def best(some: Sequence[Score]) -> Score | None:
 
 
 def headline(all_scores: Sequence[Score]) -> Score | None:
-    """The score a run is named by: the best Frechet distance under the newest protocol, as Run.best_snapshot picks, else any metric's."""
+    """The score a run is named by: the best Frechet distance, as Run.best_snapshot picks, else the best of the newest metric."""
     frechet = [score for score in all_scores if score.metric.startswith(("fd-", "fid"))]
-    newest = (frechet or list(all_scores))[-1:]
-    return best([score for score in all_scores if newest and score.key == newest[0].key])
+    frechet = [score for score in frechet if score.protocol.get("split") != "test"] or frechet
+    first = most_told([(score.key, score.nimg) for score in frechet]) if frechet else all_scores[-1].key if all_scores else None
+    return best([score for score in all_scores if score.key == first])
 
 
 def standing(group: Sequence[Score], at_nimg: int | None) -> Score | None:
