@@ -1,7 +1,11 @@
 """Puts a model among those that come with the package: `python docs/make_bundled.py RUN NAME`.
 
-Writes src/mien/weights/NAME.safetensors (fp16), NAME.json and docs/model_cards/NAME.md. Score the run first
-(`mien eval RUN --data DIR`): the card tells what metrics.jsonl knows.
+Writes src/mien/weights/NAME.safetensors (fp16), NAME.json, the discriminator of the run's newest checkpoint for --from
+(NAME.critic.safetensors), and docs/model_cards/NAME.md. RUN may also be a file in RUN/ema (mien ema). Score it first, for the card tells
+what metrics.jsonl knows:
+
+    mien eval RUN --data DIR --metrics fd,kid,prdc,control,memorization,latent,groups
+    mien eval RUN --data DIR --features inception-768 --weights FILE --metrics fd,kid
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from mien.metrics import attribute_control as control
 from mien.metrics import latent_quality as latent
 from mien.metrics.face_sets import combination_name, combinations_of
 from mien.metrics.fid import bias_curve, fd_from_features, metric_name
+from mien.metrics.groups import group_shares
 from mien.metrics.kid import kid_from_features, kid_over_subsets
 from mien.metrics.memorization import memorization_from_features
 from mien.metrics.precision_recall import prdc_from_features
@@ -200,6 +201,12 @@ def _memorization(subject: Subject) -> Found:
     return [("memorization", _with(estimate, held_out_at_most=MAX_HELD_OUT), estimate.details["expected"])]
 
 
+def _groups(subject: Subject) -> Found:
+    estimate = group_shares(real=subject.real_probabilities, fake=subject.judged(subject.fake, "judging the model's faces"),
+                            names=subject.judge.attribute_names, asked=subject.fake.attribute_names)
+    return [("groups", estimate, estimate.details["expected"])]
+
+
 def _latent(subject: Subject) -> Found:
     (_, diversity, _), = _compared(subject, latent.diversity_from_features, {"diversity": "diversity"})
     twins = latent.twins(real=subject.real_features, fake=subject.fake_features)
@@ -234,6 +241,7 @@ METRICS: dict[str, Callable[[Subject], Found]] = {
     "control": _control,
     "memorization": _memorization,
     "latent": _latent,
+    "groups": _groups,
     "torcheval": _torcheval,
 }
 DEFAULT = ("fd", "kid", "prdc", "control", "memorization", "latent")

@@ -33,6 +33,7 @@ TITLES = {
     "diversity": "Diversity",
     "twins": "Twins among samples",
     "path-length": "Path length",
+    "groups": "Groups drawn too rarely or too often",
 }
 LOWER_IS_BETTER = ("fd-", "fid", "kid", "path-length", "leakage", "identity")
 HIGHER_IS_BETTER = ("precision", "recall", "density", "coverage", "control")

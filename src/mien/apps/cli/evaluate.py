@@ -24,7 +24,8 @@ TORCHEVAL = "torcheval"
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, snapshot, bundled name, hf:user/repo, folder of PNGs, or store.")],
     data: Annotated[Path, typer.Option(metavar="DIR", help="The store of real faces to compare with.")],
-    metrics: Annotated[str | None, typer.Option(metavar="A,B", help="fd, kid, prdc, control, memorization, latent; else all.")] = None,
+    metrics: Annotated[str | None, typer.Option(metavar="A,B", help="fd, kid, prdc, control, memorization, latent: these "
+                                         "unless told; and groups: who is drawn less often than there is.")] = None,
     features: Annotated[str, typer.Option(metavar="NAME", help="face, imagenet, inception, inception-768, torchvision-inception")] = "face",
     count: Annotated[str, typer.Option(metavar="N", help="Images on each side: 2000, 10k; at most what the split has.")] = "10k",
     split: Annotated[str, typer.Option(metavar="NAME", help="train, val or test.")] = "val",

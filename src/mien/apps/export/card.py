@@ -19,7 +19,10 @@ KEPT = {  # of a score's details, what the card tells
     "leakage": ("leaks",),
     "memorization": ("verdict", "median_distance", "median_distance_held_out", "n_training"),
     "diversity": ("verdict",),
+    "groups": ("groups",),
 }
+SHOWN_GROUPS = ("Young", "Pale_Skin", "Gray_Hair", "Bald", "Chubby", "Eyeglasses", "Wearing_Hat", "Blond_Hair", "Big_Nose", "Narrow_Eyes",
+                "Heavy_Makeup", "Attractive")  # fmt: skip
 CELEBA_TERMS = (
     "CelebA may be used for non-commercial research only, and its pictures may not be redistributed; these weights were learnt from it, so "
     "the same use is asked of them. None of its pictures is part of the model. The people in it did not agree to be in it."
@@ -144,6 +147,7 @@ def render(name: str, meta: Mapping[str, Any], card: Mapping[str, Any], *, use: 
         _about_memory(scores.get("memorization")),
         "## Groups",
         *_about_groups(meta, list(scores.values())),
+        *_about_shares(scores.get("groups")),
         "## Limits",
         *_limits(meta, card, scores),
     ]
@@ -203,7 +207,7 @@ def _about_recipe(meta: Mapping[str, Any], card: Mapping[str, Any]) -> list[str]
 
 
 def _about_scores(scores: Sequence[Mapping[str, Any]]) -> list[str]:
-    shown = [score for score in scores if score["metric"] not in ("control", "leakage", "memorization")]
+    shown = [score for score in scores if score["metric"] not in ("control", "leakage", "memorization", "groups")]
     if not shown:
         return ["Not measured: `mien eval` measures it."]
     rows = [[f"`{score['metric']}`", _number(score["value"]), _span(score), _number(score["floor"])] for score in shown]
@@ -292,6 +296,21 @@ def _about_groups(meta: Mapping[str, Any], scores: Sequence[Mapping[str, Any]]) 
         worst = min(told, key=lambda name: told[name])
         notes.append(f"Least often seen as asked: {worst.replace(',', ', ')} ({told[worst]:.1%}).")
     return [_table(head, rows), " ".join(notes)]
+
+
+def _about_shares(groups: Mapping[str, Any] | None) -> list[str]:
+    """How often the judge sees groups that the model is not asked for, in its faces and in real ones."""
+    if groups is None:
+        return ["Whether it draws some people less often than there are was not measured (`mien eval --metrics groups`)."]
+    parts = groups["details"]["groups"]
+    shown = sorted((name for name in SHOWN_GROUPS if name in parts), key=lambda name: parts[name]["fake"] / max(parts[name]["real"], 1e-9))
+    rows = []
+    for name in shown:
+        part = parts[name]
+        times = f"{part['fake'] / part['real']:.2f}" if part["real"] else "–"
+        rows.append([name, f"{part['real']:.1%}", f"{part['fake']:.1%}", times, f"{part['low']:+.1%} to {part['high']:+.1%}"])
+    said = "What the judge sees in its faces beside real ones under the same conditions; under 1: drawn less often than there is."
+    return [said, _table(["group", "of real faces", "of its faces", "times as often", "difference, 95 %"], rows)]
 
 
 def _limits(meta: Mapping[str, Any], card: Mapping[str, Any], scores: Mapping[str, Mapping[str, Any]]) -> list[str]:
