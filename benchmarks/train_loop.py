@@ -55,10 +55,20 @@ def careful_batches(pixels: np.ndarray, batch: int) -> Iterator[torch.Tensor]:
                 yield data[rows].float().div_(127.5).sub_(1).permute(0, 3, 1, 2)
 
 
+def with_torch_layers(net: torch.nn.Module) -> torch.nn.Module:
+    """The same network of torch's own layers, as one would write it by hand: mien's take another route where a CPU's kernels are slow."""
+    for layer in net.modules():
+        for own in (torch.nn.Conv2d, torch.nn.ConvTranspose2d):
+            if isinstance(layer, own) and type(layer).__module__ == "mien.models.layers" and not hasattr(layer, "normalized"):
+                layer.__class__ = own
+    return net
+
+
 def plain_loop(config: Config, batches: Iterator[torch.Tensor], *, size: int, device: torch.device, careful: bool) -> Callable[[], None]:
     """One step of a hand-written BCE loop: D on reals and fakes apart, then G on the same fakes."""
     state = build.build_state(config, size=size, attributes=0, device=device)
-    G, D = (net if careful else net.to(memory_format=torch.contiguous_format) for net in (state.G, state.D))
+    layout = torch.channels_last if careful else torch.contiguous_format
+    G, D = (with_torch_layers(net).to(memory_format=layout) for net in (state.G, state.D))
     bce = torch.nn.functional.binary_cross_entropy_with_logits
     o, batch = config.optimizer, config.train.batch
     opt_g, opt_d = (torch.optim.Adam(net.parameters(), lr=o.lr_g, betas=(o.beta1, o.beta2)) for net in (G, D))

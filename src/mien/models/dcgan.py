@@ -11,12 +11,15 @@ from torch import Tensor, nn
 from mien.models.conditioning import check_attributes, concat_latent, concat_planes, signed
 from mien.models.layers import (
     INITS,
+    Conv2d,
     MinibatchDiscrimination,
     MinibatchStddev,
     PixelNorm,
     Project,
     SpectralConv2d,
     SpectralLinear,
+    Stem,
+    ToImage,
     channels_at,
     choose,
     initialize,
@@ -76,7 +79,7 @@ class DCGANGenerator(nn.Module):
             })  # fmt: skip
 
         if stem == "transpose":
-            project: nn.Module = nn.ConvTranspose2d(inputs, width, 4, bias=bias)
+            project: nn.Module = Stem(inputs, width, bias=bias)
         else:
             project = Project(inputs, width, bias=bias)
         blocks = {"4x4": block(project, width)}
@@ -85,7 +88,7 @@ class DCGANGenerator(nn.Module):
             channels = channels_at(resolution, width=width, min_width=min_width)
             blocks[f"{resolution}x{resolution}"] = block(nn.ConvTranspose2d(last, channels, 4, 2, 1, bias=bias), channels)
             last = channels
-        image = nn.Conv2d(last, 3, 3, padding=1) if head == "conv" else nn.ConvTranspose2d(last, 3, 4, 2, 1)
+        image = nn.Conv2d(last, 3, 3, padding=1) if head == "conv" else ToImage(last, 3)
         blocks["image"] = sequence({"conv": image, "act": nn.Tanh()})
         self.blocks = sequence(dict(blocks))
         initialize(self, init)
@@ -147,7 +150,7 @@ class DCGANDiscriminator(nn.Module):
         self.size, self.attributes, self.condition, self.pool = size, attributes, condition, head
         self.input_noise = input_noise
         spectral = norm.endswith("spectral")
-        conv, linear = (SpectralConv2d, SpectralLinear) if spectral else (nn.Conv2d, nn.Linear)
+        conv, linear = (SpectralConv2d, SpectralLinear) if spectral else (Conv2d, nn.Linear)
         last = 3 + (attributes if condition == "channels" else 0)
         blocks: dict[str, nn.Module | None] = {}
         for resolution in reversed(resolutions(size)[:-1]):
