@@ -4,15 +4,20 @@ import hashlib
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from engine.conftest import tiny_recipe
+from mien.apps.dataset import Order, write_dataset
+from mien.apps.together import drawing, help_drawing
 from mien.data.store import open_store
 from mien.engine import build, distributed
 from mien.engine.schedules import knobs_at
 from mien.engine.step import train_step
+from mien.explore.load import load_generator
+from mien.metrics.evaluate import evaluate
 
 CPU = torch.device("cpu")
 STEPS = 4
@@ -46,11 +51,31 @@ def steps(name: str, store, *overrides: str, ranks=distributed.ALONE) -> dict:
     return {"signals": signals, "weights": weights.hexdigest()}
 
 
+def scores(model: Path, store, ranks=distributed.ALONE) -> dict[str, list[float]]:
+    """{metric: [value, low, high, floor]} of a snapshot; empty but in the first process."""
+    found = evaluate(load_generator(model), store, metrics=["fd", "kid", "prdc", "control", "memorization"], features="random", count=150,
+                     split="train", latents=70, cache=False, ranks=ranks)  # fmt: skip
+    return {score.metric: [score.value, score.low, score.high, score.floor] for score in found}
+
+
+def draw(model: Path, out: Path, ranks=distributed.ALONE) -> None:
+    """150 faces as PNGs."""
+    generator, order = load_generator(model), Order(150, 7, {}, balance="uniform")
+    if ranks.leads:
+        write_dataset(generator, out, order, model="tiny", draw=drawing(partial(order.draw, generator), ranks))
+        ranks.tell(None)
+    else:
+        help_drawing(partial(order.draw, generator), ranks)
+
+
 def main() -> None:
     torch.set_num_threads(1)
-    store, out = open_store(Path(sys.argv[1])), Path(sys.argv[2])
+    store, large, model, out = open_store(Path(sys.argv[1])), open_store(Path(sys.argv[2])), Path(sys.argv[3]), Path(sys.argv[4])
     with distributed.joined(CPU) as ranks:
-        out.with_suffix(f".{os.environ['RANK']}").write_text(json.dumps({name: steps(name, store, ranks=ranks) for name in RECIPES}))
+        found = {name: steps(name, store, ranks=ranks) for name in RECIPES}
+        found["scores"] = scores(model, large, ranks)
+        draw(model, out.with_name("faces"), ranks)
+        out.with_suffix(f".{os.environ['RANK']}").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ import torch
 from PIL import Image
 
 import mien
+from mien.apps.together import Draw
 from mien.data.sources import hash_splits
 from mien.data.writer import HEADER_BYTES, StoreWriter, flush, refuse_existing
 from mien.errors import UserError
@@ -74,11 +75,12 @@ class Order:
                         best_of=of, score=score)  # fmt: skip
 
 
-def write_dataset(generator: LoadedGenerator, out: Path, order: Order, *, model: str, force: bool = False,
+def write_dataset(generator: LoadedGenerator, out: Path, order: Order, *, model: str, force: bool = False, draw: Draw | None = None,
                   advance: Callable[[int], None] = lambda n: None) -> Path:
     """Draws the set into `out`, there whole or not at all, going on where a killed command of the same order was; returns `out`.
 
-    model: how the user names the generator. advance(n): called with the faces that an earlier command had drawn, then as more are.
+    model: how the user names the generator. draw: in the place of the order's own. advance(n): called with the faces that an earlier
+    command had drawn, then as more are.
     UserError when `out` is there (unless `force`: see `check_replaceable` for PNGs; a store may be replaced by a store), when an unfinished
     set of another order lies beside it (unless `force`), when another process is at it, or for labels that a store cannot hold.
     """
@@ -91,7 +93,7 @@ def write_dataset(generator: LoadedGenerator, out: Path, order: Order, *, model:
         with _sink(generator, out, order, work, force) as sink:
             with work.table(generator.attribute_names) as table:
                 for places in _pieces(generator, order, work.done):
-                    faces = order.draw(generator, places)  # while the pool writes the ones before
+                    faces = draw(places) if draw else order.draw(generator, places)  # while the pool writes the ones before
                     sink.settle()
                     work.record(table)
                     names = [f"{number:0{digits}d}.png" for number in faces.numbers]

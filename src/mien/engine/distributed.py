@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -215,7 +216,7 @@ def local_device(name: str | None) -> str | None:
 def joined(device: torch.device, *, shared: bool = False) -> Iterator[Ranks]:
     """The processes, met; parted at the end. `shared`: they share one GPU, on which nccl refuses to work.
 
-    Raises UserError when they do not find one another.
+    Raises UserError when they do not find one another, and in the first when another is lost; the others then exit in silence.
     """
     if processes() == 1:
         yield ALONE
@@ -231,8 +232,21 @@ def joined(device: torch.device, *, shared: bool = False) -> Iterator[Ranks]:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         why = " ".join(str(error).split())[:200]
         raise UserError(f"The {processes()} processes did not find one another at {where} ({why}).") from None
+    ranks = Ranks(dist.get_rank(), dist.get_world_size(), words)
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), words)
+        yield ranks
+    except RankLost as lost:
+        if not ranks.leads:
+            sys.exit(1)  # the first process says why
+        raise UserError(f"One of the {ranks.size} processes is gone ({ranks.confession() or lost}).") from None
+    except UserError as error:
+        if ranks.leads:
+            raise
+        ranks.confess(str(error))
+        sys.exit(1)
+    except BaseException as error:
+        ranks.confess(" ".join(str(error).split())[:300] or type(error).__name__)
+        raise
     finally:
         with contextlib.suppress(Exception):
             dist.destroy_process_group()

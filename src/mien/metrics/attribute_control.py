@@ -8,7 +8,7 @@ model that moves A alone, and what the data explain, as in one that draws faces 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mien.explore.load import LoadedGenerator
     from mien.metrics.judge import Judge
 
+Look = Callable[["LoadedGenerator", "Judge", torch.Tensor, np.ndarray], tuple[np.ndarray, np.ndarray]]
 Z95 = 1.959964
 NOTABLE = 0.05  # a leak is named when it is surely not 0 and at least this large
 SWEEP = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -52,15 +53,19 @@ class Answers:
 
 
 def ask(generator: LoadedGenerator, judge: Judge, conditions: np.ndarray, which: Sequence[int], *, seed: int = 0,
-        truncation: float = 1.0) -> Answers:
-    """Render every latent with each of the columns `which` of conditions [n, C] set to 0 and to 1, and judge: (A + 1) x n images."""
-    generator, z = _latents(generator, len(conditions), seed, truncation)
-    base, base_features = _look(generator, judge, z, conditions)
+        truncation: float = 1.0, see: Look | None = None) -> Answers:
+    """Render every latent with each of the columns `which` of conditions [n, C] set to 0 and to 1, and judge: (A + 1) x n images.
+
+    see: in the place of `look`, here and below.
+    """
+    see = see or look
+    generator, z = asked_latents(generator, len(conditions), seed, truncation)
+    base, base_features = see(generator, judge, z, conditions)
     off, on, moved = [], [], []
     for column in which:
         turned = conditions.copy()
         turned[:, column] = 1 - turned[:, column]
-        other, other_features = _look(generator, judge, z, turned)
+        other, other_features = see(generator, judge, z, turned)
         was_on = conditions[:, column, None] == 1
         off.append(np.where(was_on, other, base))
         on.append(np.where(was_on, base, other))
@@ -69,13 +74,14 @@ def ask(generator: LoadedGenerator, judge: Judge, conditions: np.ndarray, which:
     return Answers(tuple(which), base, np.stack(off), np.stack(on), np.stack(moved), float(apart), conditions)
 
 
-def _latents(generator: LoadedGenerator, count: int, seed: int, truncation: float) -> tuple[LoadedGenerator, torch.Tensor]:
+def asked_latents(generator: LoadedGenerator, count: int, seed: int, truncation: float) -> tuple[LoadedGenerator, torch.Tensor]:
+    """The first `count` latents of `seed`, and the generator, truncated."""
     from mien.explore.latents import latents, truncated
 
     return truncated(generator, latents(range(seed * SEED_STRIDE, seed * SEED_STRIDE + count), generator.z_dim), truncation)
 
 
-def _look(generator: LoadedGenerator, judge: Judge, z: torch.Tensor, conditions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def look(generator: LoadedGenerator, judge: Judge, z: torch.Tensor, conditions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(probabilities [n, J], features [n, F]) of the faces of z under conditions."""
     from mien.explore.sample import render
 
@@ -232,38 +238,40 @@ def combination_confusion(probabilities: np.ndarray, conditions: np.ndarray, col
 
 
 def sweep(generator: LoadedGenerator, judge: Judge, conditions: np.ndarray, which: Sequence[int], columns: Sequence[int],
-          asked: Sequence[str], *, seed: int = 0, truncation: float = 1.0) -> dict[str, list[list[float]]]:
+          asked: Sequence[str], *, seed: int = 0, truncation: float = 1.0, see: Look | None = None) -> dict[str, list[list[float]]]:
     """{attribute: [[asked value, mean judged probability], ...]} for values from 0 to 1, the same SWEEP_FACES latents at each."""
+    see = see or look
     rows = conditions[:SWEEP_FACES].astype(np.float32)
-    generator, z = _latents(generator, len(rows), seed, truncation)
+    generator, z = asked_latents(generator, len(rows), seed, truncation)
     curves: dict[str, list[list[float]]] = {}
     for i, name, column in zip(which, asked, columns):
         curves[name] = []
         for value in SWEEP:
             rows_at = rows.copy()
             rows_at[:, i] = value
-            probabilities, _ = _look(generator, judge, z, rows_at)
+            probabilities, _ = see(generator, judge, z, rows_at)
             curves[name].append([value, float(probabilities[:, column].mean())])
     return curves
 
 
 def rare_combinations(generator: LoadedGenerator, judge: Judge, real_attributes: np.ndarray, which: Sequence[int],
-                      columns: Sequence[int], asked: Sequence[str], *, seed: int = 0, truncation: float = 1.0) -> list[dict[str, Any]]:
+                      columns: Sequence[int], asked: Sequence[str], *, seed: int = 0, truncation: float = 1.0,
+                      see: Look | None = None) -> list[dict[str, Any]]:
     """How well combinations are made that under 1 % of the reals have, or none: [{combination, share_of_reals, all_right, each}].
 
     With up to 6 attributes all such combinations are tried, the rarest first, else random ones; at most MOST_RARE, SWEEP_FACES faces each.
     """
-    count = real_attributes.shape[1]
+    see, count = see or look, real_attributes.shape[1]
     if count <= 6:
         rows = (np.arange(2**count)[:, None] >> np.arange(count)[::-1]) & 1
     else:
         rows = np.unique(np.random.default_rng(seed).integers(0, 2, (4 * MOST_RARE, count)), axis=0)
     shares = np.array([(real_attributes == row).all(axis=1).mean() for row in rows])
     rare = [i for i in np.argsort(shares, kind="stable") if shares[i] < RARE_SHARE][:MOST_RARE]
-    generator, z = _latents(generator, SWEEP_FACES, seed, truncation)
+    generator, z = asked_latents(generator, SWEEP_FACES, seed, truncation)
     found = []
     for i in rare:
-        probabilities, _ = _look(generator, judge, z, np.tile(rows[i], (SWEEP_FACES, 1)))
+        probabilities, _ = see(generator, judge, z, np.tile(rows[i], (SWEEP_FACES, 1)))
         right = (probabilities[:, list(columns)] >= 0.5) == (rows[i][list(which)] == 1)
         found.append({"combination": combination_name(rows[i], generator.attribute_names), "share_of_reals": float(shares[i]),
                       "all_right": float(right.all(axis=1).mean()), "each": {n: float(v) for n, v in zip(asked, right.mean(axis=0))}})

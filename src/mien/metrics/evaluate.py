@@ -20,7 +20,7 @@ from mien.metrics.kid import kid_from_features, kid_over_subsets
 from mien.metrics.memorization import memorization_from_features
 from mien.metrics.precision_recall import prdc_from_features
 from mien.metrics.protocol import Estimate, Protocol, Score
-from mien.metrics.subject import MAX_HELD_OUT, Progress, Subject, open_subject
+from mien.metrics.subject import MAX_HELD_OUT, Progress, Ranks, Subject, open_subject
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,19 +36,33 @@ PATHS = 256
 def evaluate(model: LoadedGenerator | FaceStore | Path, store: FaceStore, *, metrics: Sequence[str] | None = None, features: str = "face",
              count: int = 10_000, split: str = "val", seed: int = 0, truncation: float = 1.0, device: str = "cpu",
              weights: str | Path | None = None, latents: int = 1000, with_bias_curve: bool = False, cache: bool = True,
-             name: str | None = None, progress: Progress | None = None, on_problem: Callable[[str], None] | None = None) -> list[Score]:
+             name: str | None = None, progress: Progress | None = None, on_problem: Callable[[str], None] | None = None,
+             ranks: Ranks | None = None) -> list[Score]:
     """Scores of `model` (a loaded generator, a folder of pictures, or another store) against `count` images of a split of `store`.
 
     metrics: names from METRICS; None takes all that apply. As many faces are made as there are reference images (at most the split's), and
     asked for exactly the reals' attributes, so that no score measures a shift of labels. `latents`: faces that attributes are asked with.
     progress(stage, done, total) is called as images go by. Raises UserError for what cannot be measured; with on_problem, the word goes
-    there instead and the other metrics are scored all the same.
+    there instead and the other metrics are scored all the same. `ranks`: processes that measure together; the first gets the scores, the
+    others none.
     """
     unknown = [metric for metric in metrics or () if metric not in METRICS]
     if unknown:
         raise UserError(f"No metric is named {unknown[0]}.{did_you_mean(unknown[0], METRICS)} There are: {', '.join(METRICS)}.")
     subject = open_subject(model, store, features=features, count=count, split=split, seed=seed, truncation=truncation, device=device,
-                           weights=weights, latents=latents, cache=cache, name=name, progress=progress)
+                           weights=weights, latents=latents, cache=cache, name=name, progress=progress, ranks=ranks)
+    if ranks is not None and ranks.rank > 0:
+        subject.help()
+        return []
+    try:
+        return _scores(subject, metrics, with_bias_curve=with_bias_curve, on_problem=on_problem)
+    finally:
+        if ranks is not None and ranks.size > 1:
+            ranks.tell(None)
+
+
+def _scores(subject: Subject, metrics: Sequence[str] | None, *, with_bias_curve: bool,
+            on_problem: Callable[[str], None] | None) -> list[Score]:
     scores = []
     for metric in DEFAULT if metrics is None else metrics:
         began = time.monotonic()
@@ -59,7 +73,7 @@ def evaluate(model: LoadedGenerator | FaceStore | Path, store: FaceStore, *, met
             found = METRICS[metric](subject)
             if metric == "fd" and with_bias_curve:
                 at_infinity = bias_curve(real=subject.real_features, fake=subject.fake_features)
-                found.append((metric_name("fd-infinite", features), at_infinity, 0.0))
+                found.append((metric_name("fd-infinite", subject.extractor.name), at_infinity, 0.0))
         except UserError as problem:
             if on_problem is None:
                 raise
@@ -177,7 +191,7 @@ def _control(subject: Subject) -> Found:
         return [("control", of_fake, of_real.value)]
     rows = subject.fake.attributes
     drawn = np.random.default_rng(subject.seed).permutation(len(rows))[:control.latents_for(len(asked), subject.latents)]
-    answers = control.ask(generator, judge, rows[drawn], which, seed=subject.seed, truncation=subject.truncation)
+    answers = control.ask(generator, judge, rows[drawn], which, seed=subject.seed, truncation=subject.truncation, see=subject.look)
     scores = control.control_scores(answers, asked=asked, judged=judge.attribute_names, real_probabilities=subject.real_probabilities,
                                     real_attributes=subject.real.attributes)
     accuracy, floor = scores["control"]
@@ -185,9 +199,10 @@ def _control(subject: Subject) -> Found:
     more: dict[str, Any] = {"judge": judge.weights_sha256, "judged": leakage["judged"], "leakage": leakage["leakage"],
                             "leaks": leakage["leaks"], "identity": identity["per_attribute"],
                             "sweep": control.sweep(generator, judge, rows[drawn], which, columns, asked, seed=subject.seed,
-                                                   truncation=subject.truncation),
+                                                   truncation=subject.truncation, see=subject.look),
                             "rare_combinations": control.rare_combinations(generator, judge, subject.real.attributes, which, columns, asked,
-                                                                           seed=subject.seed, truncation=subject.truncation)}
+                                                                           seed=subject.seed, truncation=subject.truncation,
+                                                                           see=subject.look)}
     if len(asked) <= 4:
         more["combinations"] = control.combination_confusion(answers.base, rows[drawn][:, which], columns, asked)
     scores["control"] = _with(accuracy, **more), floor

@@ -28,12 +28,13 @@ class FaceSet:
     """Faces as uint8 batches [n, 3, R, R], made anew at each reading.
 
     attributes: uint8 [N, A], 0 or 1, of the attributes `names_of_attributes`; [N, 0] when there are none. names: one a face.
+    read(first=0, every=1): batches first, first + every, ... of BATCH faces each, the last perhaps of fewer.
     """
 
     attributes: np.ndarray
     attribute_names: tuple[str, ...]
     names: Sequence[str]
-    read: Callable[[], Iterator[Tensor]]
+    read: Callable[..., Iterator[Tensor]]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -42,8 +43,8 @@ class FaceSet:
 def real_faces(store: FaceStore, indices: np.ndarray, attribute_names: Sequence[str]) -> FaceSet:
     """Images `indices` of a store, in that order."""
 
-    def read() -> Iterator[Tensor]:
-        for start in range(0, len(indices), BATCH):
+    def read(first: int = 0, every: int = 1) -> Iterator[Tensor]:
+        for start in range(first * BATCH, len(indices), every * BATCH):
             pixels = store.images[indices[start:start + BATCH]]                 # [n, R, R, 3]
             yield torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
 
@@ -58,8 +59,8 @@ def generated_faces(generator: LoadedGenerator, conditions: np.ndarray, *, seed:
 
     numbers = range(seed * SEED_STRIDE, seed * SEED_STRIDE + len(conditions))
 
-    def read() -> Iterator[Tensor]:
-        for start in range(0, len(conditions), BATCH):
+    def read(first: int = 0, every: int = 1) -> Iterator[Tensor]:
+        for start in range(first * BATCH, len(conditions), every * BATCH):
             view, z = truncated(generator, latents(numbers[start:start + BATCH], generator.z_dim), truncation)
             yield render(view, z, torch.from_numpy(conditions[start:start + BATCH].astype(np.float32)), batch=BATCH)
 
@@ -79,8 +80,8 @@ def folder_faces(folder: Path, size: int, *, limit: int | None = None, seed: int
         files = [files[i] for i in np.sort(np.random.default_rng(seed).permutation(len(files))[:limit])]
     attribute_names, rows = _labels(folder / "attributes.csv", [path.name for path in files])
 
-    def read() -> Iterator[Tensor]:
-        for start in range(0, len(files), BATCH):
+    def read(first: int = 0, every: int = 1) -> Iterator[Tensor]:
+        for start in range(first * BATCH, len(files), every * BATCH):
             yield torch.stack([_picture(path, size) for path in files[start:start + BATCH]])
 
     return FaceSet(rows, attribute_names, [path.name for path in files], read)

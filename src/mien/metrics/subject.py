@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from torch import Tensor
 
 from mien.data.store import FaceStore
 from mien.errors import UserError
 from mien.metrics import face_sets
+from mien.metrics.attribute_control import asked_latents, look
 from mien.metrics.cache import cached, content_key
 from mien.metrics.face_sets import FaceSet
-from mien.metrics.features import Extractor, build_extractor, extract
+from mien.metrics.features import Extractor, build_extractor, check_features, extract
 
 if TYPE_CHECKING:
     from mien.explore.load import LoadedGenerator
@@ -26,12 +28,27 @@ ENOUGH = 0.9  # of the reference's size: a floor set this large is used as it is
 FEATURES_VERSION = 1  # raise it when what an extractor computes changes with the same weights
 
 
+class Ranks(Protocol):
+    """The processes that measure together (engine.distributed)."""
+
+    rank: int
+    size: int
+
+    def tell(self, words: Any = None) -> Any: ...
+
+    def collect(self, words: Any) -> list[Any]: ...
+
+
 class Subject:
-    """One model, one reference, one feature space. Attributes are read-only; features are computed on first use."""
+    """One model, one reference, one feature space. Attributes are read-only; features are computed on first use.
+
+    Of several processes the first asks for features and the others `help`: each looks at every P-th batch.
+    """
 
     def __init__(self, *, store: FaceStore, split: str, reference: np.ndarray, fake: FaceSet, generator: LoadedGenerator | None, name: str,
                  meta: dict[str, Any], conditions: str, extractor: Extractor, seed: int, truncation: float, latents: int, cache: bool,
-                 progress: Progress | None, notes: list[str]):
+                 progress: Progress | None, notes: list[str], ranks: Ranks | None = None):
+        self.ranks = ranks
         self.store, self.split, self.reference = store, split, reference
         self.fake, self.generator, self.name, self.meta, self.conditions = fake, generator, name, meta, conditions
         self.extractor, self.seed, self.truncation, self.latents = extractor, seed, truncation, latents
@@ -54,7 +71,7 @@ class Subject:
     @cached_property
     def fake_features(self) -> np.ndarray:
         """[M, F] of the model's faces."""
-        return extract(self.extractor, self.fake.read(), progress=self._counter("the model's faces", len(self.fake)))
+        return self._measured("features", None, "the model's faces")
 
     # --- the floor: reals in the model's place ------------------------------------------------------------------------
 
@@ -138,19 +155,77 @@ class Subject:
     def real_probabilities(self) -> np.ndarray:
         """[N, J]: the judge's probabilities of the reference."""
         key = content_key("probabilities", FEATURES_VERSION, self.store.digest, self.reference, self.judge.weights_sha256)
-        array, found = cached(key, lambda: self.judged(self.real, "judging reals"), use=self.cache)
+        array, found = cached(key, lambda: self._measured("probabilities", self.reference, "judging reals"), use=self.cache)
         self.from_cache &= found
         return array
 
     def judged(self, faces: FaceSet, stage: str) -> np.ndarray:
-        return extract(self.judge.probabilities, faces.read(), progress=self._counter(stage, len(faces)))
+        """[N, J]: the judge's probabilities of the model's faces."""
+        assert faces is self.fake
+        return self._measured("probabilities", None, stage)
+
+    def look(self, generator: LoadedGenerator, judge: Judge, z: Tensor, conditions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `attribute_control.look`, of latents z that are the first of `seed`; every process makes its share."""
+        if self.ranks is None or self.ranks.size == 1:
+            return look(generator, judge, z, conditions)
+        both = self._measured("answers", conditions, "answers to attributes")
+        known = len(judge.attribute_names)
+        return both[:, :known].astype(np.float64), both[:, known:].astype(np.float64)
 
     def _of_reals(self, indices: np.ndarray, stage: str) -> np.ndarray:
-        faces = face_sets.real_faces(self.store, indices, ())
         key = content_key(self.extractor.name, FEATURES_VERSION, self.extractor.weights_sha256, self.store.digest, indices)
-        array, found = cached(key, lambda: extract(self.extractor, faces.read(), progress=self._counter(stage, len(faces))), use=self.cache)
+        array, found = cached(key, lambda: self._measured("features", indices, stage), use=self.cache)
         self.from_cache &= found
         return array
+
+    # --- the work itself, in one process or several ---------------------------------------------------------------------
+
+    def _measured(self, kind: str, what: np.ndarray | None, stage: str) -> np.ndarray:
+        """[N, F]: 'features' or the judge's 'probabilities' of reals `what`, or of the model's faces (None); 'answers' to conditions."""
+        count, read, measure = self._work(kind, what)
+        if self.ranks is None or self.ranks.size == 1:
+            return extract(measure, read(), progress=self._counter(stage, count))
+        self.ranks.tell((kind, what))
+        shares = self.ranks.collect(self._share(read, measure, self._counter(stage, -(-count // self.ranks.size))))
+        owner = np.arange(count) // face_sets.BATCH % self.ranks.size
+        features = np.empty((count, shares[0].shape[1]), np.float32)
+        for rank, share in enumerate(shares):
+            if len(share):
+                features[owner == rank] = share
+        check_features(features, least=1)
+        return features
+
+    def help(self) -> None:
+        """What the other processes do while the first measures, until it says that it is done."""
+        assert self.ranks is not None
+        while (asked := self.ranks.tell()) is not None:
+            _, read, measure = self._work(*asked)
+            self.ranks.collect(self._share(read, measure, None))
+
+    def _work(self, kind: str, what: np.ndarray | None) -> tuple[int, Callable[..., Iterator[Any]], Callable[[Any], Any]]:
+        """(how many, a reader of batches as a FaceSet's, what to do with a batch)."""
+        if kind == "answers":
+            assert what is not None and self.generator is not None
+            generator, z = asked_latents(self.generator, len(what), self.seed, self.truncation)
+
+            def read(first: int = 0, every: int = 1) -> Iterator[tuple[Tensor, np.ndarray]]:
+                for start in range(first * face_sets.BATCH, len(what), every * face_sets.BATCH):
+                    yield z[start:start + face_sets.BATCH], what[start:start + face_sets.BATCH]
+
+            return len(what), read, lambda part: np.concatenate(look(generator, self.judge, *part), axis=1)
+        faces = self.fake if what is None else face_sets.real_faces(self.store, what, ())
+        return len(faces), faces.read, self.extractor if kind == "features" else self.judge.probabilities
+
+    def _share(
+        self, read: Callable[..., Iterator[Any]], measure: Callable[[Any], Any], counter: Callable[[int], None] | None
+    ) -> np.ndarray:
+        assert self.ranks is not None
+        parts = []
+        for batch in read(self.ranks.rank, self.ranks.size):
+            parts.append(np.asarray(measure(batch), dtype=np.float32))
+            if counter:
+                counter(len(parts[-1]))
+        return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
 
     def _counter(self, stage: str, total: int) -> Callable[[int], None] | None:
         if self.progress is None:
@@ -167,7 +242,7 @@ class Subject:
 
 def open_subject(model: LoadedGenerator | FaceStore | Path, store: FaceStore, *, features: str, count: int, split: str, seed: int,
                  truncation: float, device: str, weights: str | Path | None, latents: int, cache: bool, name: str | None,
-                 progress: Progress | None) -> Subject:
+                 progress: Progress | None, ranks: Ranks | None = None) -> Subject:
     """Put model and reference side by side; nothing is computed yet. Raises UserError when they do not fit."""
     if count < 1:
         raise UserError("--count must be at least 1.")
@@ -197,7 +272,7 @@ def open_subject(model: LoadedGenerator | FaceStore | Path, store: FaceStore, *,
     extractor = build_extractor(features, device=device, weights=weights)
     return Subject(store=store, split=split, reference=reference, fake=fake, generator=generator, name=name or shown, meta=meta,
                    conditions=law, extractor=extractor, seed=seed, truncation=truncation, latents=latents, cache=cache, progress=progress,
-                   notes=notes)
+                   notes=notes, ranks=ranks)
 
 
 def _same_size(size: int, store: FaceStore, what: str) -> None:

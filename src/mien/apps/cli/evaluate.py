@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -48,21 +49,22 @@ def evaluate(
     from mien.config import parse_count
     from mien.data.store import open_store
     from mien.engine.build import choose_device
+    from mien.engine.distributed import joined, local_device
     from mien.metrics import evaluate as scoring
 
     chosen: list[str] | None = [name.strip() for name in metrics.split(",") if name.strip()] if metrics else None
     if protocol is not None:
         chosen, features = _protocol(protocol, chosen, features)
     store = open_store(data)
-    subject = _open_model(model, str(choose_device(device)))
-    bar = _Bar()
-    try:
+    where = choose_device(local_device(device))
+    subject = _open_model(model, str(where))
+    with joined(where, shared=device == str(where)) as ranks, _Bar() if ranks.leads else contextlib.nullcontext() as bar:
         scores = scoring.evaluate(
             subject, store, metrics=chosen, features=features, count=parse_count(count), split=split, seed=seed, truncation=truncation,
-            device=str(choose_device(device)), weights=weights, latents=latents, with_bias_curve=bias_curve, cache=not no_cache,
-            progress=bar, on_problem=note)  # fmt: skip
-    finally:
-        bar.close()
+            device=str(where), weights=weights, latents=latents, with_bias_curve=bias_curve, cache=not no_cache, progress=bar,
+            on_problem=note, ranks=ranks)  # fmt: skip
+    if not ranks.leads:
+        return
     if not scores:
         raise UserError("Nothing could be scored; the lines above say why.")
     record(model, subject, scores)
@@ -207,6 +209,12 @@ class _Bar:
         self.done = 0
         self.advance: Callable[[int], None] | None = None
         self.context: Any = None
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         if stage != self.stage:

@@ -12,6 +12,7 @@ import inspect
 import os
 import sys
 import textwrap
+import time
 import traceback
 from typing import Annotated, Any
 
@@ -113,6 +114,8 @@ class Interrupted(Exception):
 
 def explain(error: Exception) -> int:
     """Say on stderr, in one line, what went wrong; returns the exit code."""
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(1)  # of several processes the first speaks; torchrun ends this one meanwhile, unless the trouble is here alone
     if isinstance(error, Interrupted):
         return _tell("interrupted.", 130)
     if isinstance(error, UserError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ from mien.errors import UserError
 
 if TYPE_CHECKING:
     from mien.apps.dataset import Order, Selection
+    from mien.apps.together import Draw
     from mien.explore.load import LoadedGenerator
 
 MAX_PICTURE_PX = 100_000_000  # of one picture: 24,414 faces of 64 px
@@ -55,26 +57,39 @@ def sample(
     picture = check_place(out, form=form, grid=grid, force=force, best_of=best_of)
 
     from mien.apps.dataset import Order
+    from mien.apps.together import drawing, help_drawing
     from mien.engine.build import choose_device
+    from mien.engine.distributed import joined, local_device
     from mien.explore.load import load_generator
     from mien.explore.sample import parse_where
 
-    generator = load_generator(model, device=choose_device(device))
+    place = choose_device(local_device(device))
+    generator = load_generator(model, device=place)
     held = parse_where(where, generator.attribute_names)
     if picture:
         check_picture(number * best_of, generator.size)
     selection = choose_score(generator, best_of, by, data) if best_of > 1 else None
     order = Order(number, seed, held, balance=balance, truncation=truncation, form=form, selection=selection)
-    if picture:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        save_picture((_combination_grid if grid else _plain_grid)(generator, order), out)
-    else:
-        _write(generator, out, order, model=model, force=force)
-    say(f"{out}: drawn from {generator.path}, first face number {seed}.")
-    if selection:
+    with joined(place, shared=device == str(place)) as ranks:
+        if not ranks.leads:
+            help_drawing(partial(order.draw, generator), ranks)
+            return
+        draw = drawing(partial(order.draw, generator), ranks)
+        if picture:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            save_picture(_combination_grid(generator, order, draw) if grid else _plain_grid(order, draw), out)
+        else:
+            _write(generator, out, order, draw, model=model, force=force)
+        ranks.tell(None)
+    _tell(out, generator, order)
+
+
+def _tell(out: Path, generator: LoadedGenerator, order: Order) -> None:
+    say(f"{out}: drawn from {generator.path}, first face number {order.seed}.")
+    if order.selection:
         from mien.explore.select import WARNING
 
-        say(WARNING.format(of=best_of, by=by))
+        say(WARNING.format(of=order.selection.of, by=order.selection.by))
 
 
 def check_place(out: Path, *, form: str, grid: bool, force: bool, best_of: int) -> bool:
@@ -123,7 +138,7 @@ def choose_score(generator: LoadedGenerator, of: int, by: str, data: Path | None
     return Selection(of, by, by_realism(judge.features, real=real), {**known, "reals": store.digest, "reals_count": len(faces)}, str(data))
 
 
-def _write(generator: LoadedGenerator, out: Path, order: Order, *, model: str, force: bool) -> None:
+def _write(generator: LoadedGenerator, out: Path, order: Order, draw: Draw, *, model: str, force: bool) -> None:
     """A folder or a store, with a word on how to go on when it is stopped."""
     from mien.apps.cli.data import stoppable
     from mien.apps.dataset import unfinished_folder, write_dataset
@@ -131,7 +146,7 @@ def _write(generator: LoadedGenerator, out: Path, order: Order, *, model: str, f
     begun = unfinished_folder(out).exists()
     try:
         with stoppable(), progress("Drawing", order.count, unit="faces") as advance:
-            write_dataset(generator, out, order, model=model, force=force, advance=advance)
+            write_dataset(generator, out, order, model=model, force=force, draw=draw, advance=advance)
     finally:
         if unfinished_folder(out).exists() and not begun:
             note("What is drawn is kept: the same command goes on from there.")
@@ -152,15 +167,15 @@ def check_picture(count: int, size: int) -> None:
         raise UserError(f"--count {count:,}: one picture holds at most {most:,} faces of {size} px. Name a folder for them: --out faces.")
 
 
-def _plain_grid(generator: LoadedGenerator, order: Order) -> Any:
+def _plain_grid(order: Order, draw: Draw) -> Any:
     """A picture as near to square as the count allows."""
     from mien.models.pictures import grid
 
-    faces = order.draw(generator, range(order.count))
+    faces = draw(range(order.count))
     return grid(faces.images, columns=round(order.count**0.5 + 0.4999))
 
 
-def _combination_grid(generator: LoadedGenerator, order: Order) -> Any:
+def _combination_grid(generator: LoadedGenerator, order: Order, draw: Draw) -> Any:
     """A row of the same latents for each attribute combination; --count is divided among the rows. A plain grid when there is only one."""
     from mien.explore.latents import latents, truncated
     from mien.explore.sample import captions, combinations, labelled_grid, render
@@ -168,7 +183,7 @@ def _combination_grid(generator: LoadedGenerator, order: Order) -> Any:
     rows = combinations(generator, order.where)
     if len(rows) == 1:
         note("There is only one combination to show: the grid has no rows by attribute.")
-        return _plain_grid(generator, order)
+        return _plain_grid(order, draw)
     columns = max(1, order.count // len(rows))
     generator, z = truncated(generator, latents(range(order.seed, order.seed + columns), generator.z_dim), order.truncation)
     images = render(generator, z.repeat(len(rows), 1), rows.repeat_interleave(columns, dim=0))

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mien.errors import UserError
-
 if TYPE_CHECKING:
     import torch
 
@@ -103,35 +101,20 @@ def inherit(name: str, run: Path | None) -> dict[str, Any]:
 
 def start(data: list[Path], recipe: Recipe, path: Path, device_name: str | None, *, begin_from: str | None = None) -> None:
     """Train here, alone or as one of several processes."""
+    from mien.apps.cli.data import stoppable
     from mien.data.store import open_store
-    from mien.engine import build, distributed
+    from mien.engine import build, distributed, following
 
     *smaller, store = sorted((open_store(each) for each in data), key=lambda store: store.size)
     device = build.choose_device(distributed.local_device(device_name))
     with distributed.joined(device, shared=device_name == str(device)) as ranks:
-        if ranks.leads:
-            try:
-                lead(recipe, path, store, smaller, device, ranks, begin_from)
-            except distributed.RankLost as lost:
-                raise UserError(f"One of the {ranks.size} processes ended before the run began ({ranks.confession() or lost}).") from None
-        else:
-            follow(store, smaller, device, ranks)
-
-
-def follow(store: FaceStore, smaller: list[FaceStore], device: torch.device, ranks: Ranks) -> None:
-    """What a process other than the first does: steps, in silence. Leaves word of its own faults for the first to tell."""
-    from mien.engine import following
-    from mien.engine.distributed import RankLost
-
-    try:
-        follower = following.follow(store, smaller=smaller, device=device, ranks=ranks)
-        with stopping_gently(follower, alone=False):
-            follower.train()
-    except RankLost:
-        sys.exit(1)  # the first process says why
-    except BaseException as error:
-        ranks.confess(" ".join(str(error).split())[:300] or type(error).__name__)
-        raise
+        if not ranks.leads:
+            follower = following.follow(store, smaller=smaller, device=device, ranks=ranks)
+            with stopping_gently(follower, alone=False):
+                follower.train()
+            return
+        with stoppable():  # until the loop, which knows a gentler way
+            lead(recipe, path, store, smaller, device, ranks, begin_from)
 
 
 def lead(
@@ -153,6 +136,7 @@ def lead(
                                      say=console.note)  # fmt: skip
         log = Log(path / "log.txt")
         log.say(_opening(begun, store))
+        log.say(begun.memory)
         finished = _train(begun, store, log)
     except (RuntimeError, MemoryError) as error:
         if not session.is_out_of_memory(error):
