@@ -227,7 +227,7 @@ def commands(spec: Spec, rungs: dict[str, list[Attempt]], *, weights: bool) -> s
 
 TEXT = """# The quality ladder
 
-Written by `docs/make_ladder.py` from the runs that [ladder.toml](ladder.toml) names; nothing here was typed in. The faces are generated;
+Written by `docs/make_ladder.py` from the runs that [{spec}]({spec}) names; nothing here was typed in. The faces are generated;
 the data are CelebA (store `{data}`: {train:,} training and {val:,} validation images, {size} px, crop `{crop}`), for research only.
 
 Each rung is judged by its **last** snapshot, not its best: choosing one by the split that it is judged by would flatter it. Every score
@@ -252,13 +252,13 @@ straight in logarithms.
 
 {ratios}
 
-![FD face over images and over hours](images/ladder-curves.png)
+![FD face over images and over hours](images/{stem}-curves.png)
 
 ## Faces
 
 Faces number 0 to 47 of each rung, nothing picked out, under conditions as frequent as in the data.
 
-![48 uncurated faces of each rung](images/ladder-faces.jpg)
+![48 uncurated faces of each rung](images/{stem}-faces.jpg)
 
 ## Commands
 
@@ -266,12 +266,13 @@ Faces number 0 to 47 of each rung, nothing picked out, under conditions as frequ
 {commands}
 ```
 
-Each snapshot is scored as the last lines show for one of them. `python docs/make_ladder.py {store} --train` does all of it, and goes on
-where it was interrupted.
+Each snapshot is scored as the last lines show for one of them. `python docs/make_ladder.py {store} --spec docs/{spec} --train`
+does all of it, and goes on where it was interrupted.
 {remarks}"""
 
 
-def write_page(spec: Spec, rungs: dict[str, list[Attempt]], store: FaceStore, *, out: Path, weights: bool) -> None:
+def write_page(spec: Spec, rungs: dict[str, list[Attempt]], store: FaceStore, *, out: Path, weights: bool, name: str) -> None:
+    """`name`: of the file that the spec was read from."""
     missing = [rung.title for rung in spec.rungs if rung.name not in rungs]
     remarks = [f"Not run yet: {', '.join(missing)}."] if missing else []
     remarks += [f"`{each.run.name}` was trained with another recipe than its command says: {'; '.join(found)}."
@@ -280,7 +281,7 @@ def write_page(spec: Spec, rungs: dict[str, list[Attempt]], store: FaceStore, *,
         data=Path(spec.store).name, train=len(store.indices("train")), val=len(store.indices(SPLIT)), size=store.size, crop=store.crop,
         scores=scores_table(rungs, store), costs=costs_table(rungs), ratios=ratios_table(spec, rungs, store),
         commands=commands(spec, rungs, weights=weights), store=spec.store,
-        note=spec.note, remarks="".join(f"\n{remark}\n" for remark in remarks),
+        note=spec.note, spec=name, stem=out.stem, remarks="".join(f"\n{remark}\n" for remark in remarks),
     )  # fmt: skip
     out.write_text(text, encoding="utf-8")
 

@@ -76,18 +76,17 @@ FIRST = {"fd": "fd-face", "kid": "kid-face", "prdc": "precision-face", "control"
 
 
 def main() -> None:
-    spec = read_spec(DOCS / "ladder.toml")
     parser = argparse.ArgumentParser(description="Write docs/ladder.md from the runs that docs/ladder.toml names.")
     parser.add_argument("store", type=Path)
-    parser.add_argument("--spec", type=Path, help="another ladder.toml")
-    parser.add_argument("--runs", type=Path, help=f"where the runs are [default: {spec.runs}]")
+    parser.add_argument("--spec", type=Path, default=DOCS / "ladder.toml")
+    parser.add_argument("--runs", type=Path, help="where the runs are [default: what the spec says]")
     parser.add_argument("--train", action="store_true", help="train the runs that are missing or short")
     parser.add_argument("--no-score", action="store_true", help="use the scores there are, take none")
     parser.add_argument("--weights", type=Path, help="the FID Inception's weights, for inception-768")
     parser.add_argument("--device")
     parser.add_argument("--out", type=Path, default=DOCS / "ladder.md")
     given = parser.parse_args()
-    spec = read_spec(given.spec) if given.spec else spec
+    spec = read_spec(given.spec)
     runs, store = given.runs or Path(spec.runs), open_store(given.store)
     if given.train:
         train_missing(spec, given.store, runs, given.device)
@@ -99,9 +98,9 @@ def main() -> None:
             score_missing(each, store, weights=given.weights)
     pictures = given.out.parent / "images"
     pictures.mkdir(parents=True, exist_ok=True)
-    draw_curves(rungs, store, pictures / "ladder-curves.png")
-    draw_faces(rungs, pictures / "ladder-faces.jpg")
-    write_page(spec, rungs, store, out=given.out, weights=given.weights is not None)
+    draw_curves(rungs, store, pictures / f"{given.out.stem}-curves.png")
+    draw_faces(rungs, pictures / f"{given.out.stem}-faces.jpg")
+    write_page(spec, rungs, store, out=given.out, weights=given.weights is not None, name=given.spec.name)
     print(f"Wrote {given.out}.")
 
 

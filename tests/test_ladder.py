@@ -49,9 +49,10 @@ def attempt(ladder, name, runs):
     return make.find(rung, 0, runs)
 
 
-def test_the_ladder_of_the_repository_names_real_recipes(ladder):
+@pytest.mark.parametrize("name", ["ladder.toml", "ladder-gpu.toml"])
+def test_the_ladders_of_the_repository_name_real_recipes(ladder, name):
     make, page = ladder
-    spec = make.read_spec(DOCS / "ladder.toml")
+    spec = make.read_spec(DOCS / name)
     assert set(spec.against) <= {rung.name for rung in spec.rungs} and len(spec.rungs) >= 8
     for rung in spec.rungs:
         resolve(rung.preset, [*rung.set, f"train.images={rung.images}"])
@@ -85,7 +86,7 @@ def test_the_page_says_what_was_not_run_and_what_was_run_otherwise(ladder, store
     make_run(tmp_path / "stable64-s0", store, {4000: 20.0}, speed=100.0, overrides=said)
     make_run(tmp_path / "best64-s0", store, {4000: 10.0}, speed=100.0, preset="best64-cpu", overrides=[*said, "optimizer.lr_g=1e-3"])
     rungs = {name: [attempt(ladder, name, tmp_path)] for name in ("stable64", "best64")}
-    page.write_page(spec, rungs, store, out=tmp_path / "ladder.md", weights=False)
+    page.write_page(spec, rungs, store, out=tmp_path / "ladder.md", weights=False, name="ladder.toml")
     text = (tmp_path / "ladder.md").read_text()
     assert "Not run yet: plain DCGAN (seed 3)" in text and "| stable64 | 4,000 | 20.0 (19.0 to 21.0) |" in text
     assert "`best64-s0` was trained with another recipe than its command says: optimizer.lr_g: 0.0004 -> 0.001." in text

@@ -41,7 +41,7 @@ def ema(
     from mien.engine.build import choose_device
 
     there = Run.open(run)
-    lengths = [("half_life_nimg", word.strip(), parse_count(word)) for word in (half_life or "").split(",") if word.strip()]
+    lengths = [("half_life_nimg", word.strip(), float(parse_count(word))) for word in (half_life or "").split(",") if word.strip()]
     lengths += [("sigma_rel", word.strip(), _sigma(word)) for word in (sigma or "").split(",") if word.strip()]
     if not lengths:
         raise UserError("Say how long the averages should be: --half-life 5k,20k or --sigma 0.05,0.15.")
