@@ -7,14 +7,14 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mien.config import Config
 from mien.engine.rows import Rows
 from mien.engine.state import TrainState
 from mien.engine.task import Task
 from mien.errors import UserError
-from mien.models.layers import Spectral
+from mien.models.layers import MinibatchDiscrimination, Spectral
 
 
 def check_cut(config: Config, processes: int) -> None:
@@ -36,6 +36,20 @@ def check_cut(config: Config, processes: int) -> None:
     if pieces > 1 and config.regularizer.path_length.gamma and batch % (2 * pieces):
         raise UserError(f"regularizer.path_length takes half of each batch, and {batch} / 2 images cannot be cut into {pieces}: "
                         f"set train.batch to a multiple of {2 * pieces}.")  # fmt: skip
+
+
+def own_statistics(s: TrainState, task: Task) -> str | None:
+    """What differs from an uncut batch where each process's part goes through in several pieces, in a sentence; None when nothing does."""
+    config, n = task.config, task.piece
+    if n == config.train.batch // task.ranks.size:
+        return None
+    layers = [layer for net in (s.G, s.D) for layer in net.modules()]
+    found = {"batch norm's statistics": any(isinstance(layer, nn.BatchNorm2d) for layer in layers),
+             "minibatch discrimination": any(isinstance(layer, MinibatchDiscrimination) for layer in layers),
+             "feature means": config.loss.feature_matching > 0 or config.loss.perceptual > 0,
+             "the mean path length": config.regularizer.path_length.gamma > 0}  # fmt: skip
+    named = ", ".join(name for name, there in found.items() if there)
+    return f"In pieces of {n} images (train.micro_batch): not of the whole batch but of a piece are {named}." if named else None
 
 
 @dataclass

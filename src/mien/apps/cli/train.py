@@ -122,6 +122,7 @@ def lead(
 ) -> None:
     from mien.apps.cli import console
     from mien.engine import session
+    from mien.engine.batch import own_statistics
     from mien.engine.surgery import Origin
     from mien.explore.load import find_snapshot
 
@@ -136,6 +137,8 @@ def lead(
                                      say=console.note)  # fmt: skip
         log = Log(path / "log.txt")
         log.say(_opening(begun, store))
+        if told := own_statistics(begun.state, begun.task):
+            log.say(told)
         log.say(begun.memory)
         finished = _train(begun, store, log)
     except (RuntimeError, MemoryError) as error:
