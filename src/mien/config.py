@@ -161,9 +161,9 @@ def validate(tree: Mapping[str, Any]) -> Config:
         raise UserError(f"{key}: {message}{got}." if key else f"{message}.") from None
 
 
-MAY_CHANGE_ON_RESUME = ("train.images", "train.tick_kimg", "train.checkpoint_kimg", "train.keep", "train.snapshot_kimg",
-                        "sample.every_kimg", "eval.", "balance.mode", "balance.patience_kimg", "balance.probe_kimg",
-                        "balance.max_rollbacks")  # fmt: skip
+MAY_CHANGE_ON_RESUME = ("train.images", "train.tick_kimg", "train.checkpoint_kimg", "train.keep", "train.snapshot_kimg", "train.memory_gb",
+                        "train.micro_batch", "train.compile", "sample.every_kimg", "eval.", "balance.mode", "balance.patience_kimg",
+                        "balance.probe_kimg", "balance.max_rollbacks")  # fmt: skip
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -291,9 +291,16 @@ class Train(Section):
     images: Count = 2_000_000
     """Length of the run, in real images shown to D."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    compile: Literal["auto", "off", "networks", "graphs"] = "auto"
+    """Run G and D through torch.compile (networks), or as CUDA graphs besides; auto: networks on an NVIDIA GPU, off elsewhere."""
+    deterministic: bool = False
+    """On a GPU: the same numbers from every run, at some cost of speed. On a CPU they are that anyway."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     micro_batch: Count | None = None
     """Accumulate each batch's gradient over pieces of this size; None takes the batch whole."""
+    memory_gb: Rate | None = None
+    """Cut batches (as micro_batch does) into the largest pieces with which a step is predicted to stay within this many GB of 10^9 bytes:
+    of the whole process on a CPU; on a GPU of what torch allocates, and the driver takes about half a GB besides."""
     separate_batches: bool = False
     """Put reals and fakes through D one after the other, so that batch norm sees them apart; otherwise in one pass."""
     tick_kimg: Period = 2.0

@@ -17,6 +17,7 @@ from mien.data.loader import FaceLoader, Weights
 from mien.data.pyramid import Pyramid, PyramidLoader
 from mien.data.store import FaceStore
 from mien.engine.batch import check_cut
+from mien.engine.compiled import set_numerics
 from mien.engine.distributed import ALONE, Ranks
 from mien.engine.growth import follow, grow, phase_of, plan_of
 from mien.engine.probe import Probe
@@ -62,6 +63,7 @@ def build_task(
     Raises UserError when the recipe does not fit the stores, or its batch cannot be divided among `ranks`.
     """
     check_cut(config, ranks.size)
+    set_numerics(config, device)
     config, _ = settle(config, store.size)
     names, plan, faces = attribute_names(config, store), plan_of(config, store.size), Pyramid([*smaller, store])
     if faces.largest is not store:

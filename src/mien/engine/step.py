@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mien.engine.batch import Batch
+from mien.engine.compiled import compile_networks
 from mien.engine.ema import average
 from mien.engine.penalties import compare_logits, move_anchors, path_length, penalties
 from mien.engine.schedules import Knobs
@@ -25,6 +26,7 @@ def train_step(s: TrainState, task: Task, knobs: Knobs, *, measure: bool = False
     the fakes that D has just seen (as in Radford et al. 2015's code), which saves a forward pass of G. With several processes each does
     its part of every batch; gradients and signals are added up before an update, which is then the same in all.
     """
+    compile_networks(s, task)
     torch.manual_seed(step_seed(task.config.train.seed, s.nimg, s.noise_salt))
     s.D.input_noise = knobs.input_noise
     begun_nimg, n = s.nimg, task.config.train.batch

@@ -82,6 +82,17 @@ class ByKernel(Function):
 class TwiceDifferentiable(TorchFunctionMode):
     """Within it, 2-d convolutions are the ones above: for a forward pass whose gradient is differentiated; else it saves nothing."""
 
+    active = 0
+    """How many of these are entered: what cannot be differentiated twice must stand back."""
+
+    def __enter__(self) -> TwiceDifferentiable:
+        TwiceDifferentiable.active += 1
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        TwiceDifferentiable.active -= 1
+        super().__exit__(*error)
+
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
