@@ -1,11 +1,11 @@
 """Does a trained model help with a few hundred faces of one's own? `python docs/make_finetune.py STORE [--where A=1] [--limit 500]`.
 
-Takes a group of STORE's faces (500 training images, all held-out ones), trains on them in two ways, equally long: from a model with FreezeD
-(`--from MODEL --preset finetune64`), and from scratch with the same networks (stable64-cpu's recipe). Scores both, and the model as it
-came, against the held-out faces of the group, and prints a Markdown table with the commands. A score that is there is not taken again.
+Takes a group of STORE's faces (500 training images; all others are held out), trains on them in two ways, equally long: from a model with
+FreezeD (`--from MODEL --preset finetune64`), and from scratch with the same networks (stable64-cpu's recipe). Scores both, and the model
+as it came, against the held-out faces of the group, and prints a Markdown table. A score that is there is not taken again.
 
-The bundled model was trained on STORE's training faces, the group's among them. `--model RUN`, trained on `mien data subset STORE --where
-Eyeglasses=0`, has never seen the group.
+The bundled model was trained on STORE's training faces, the group's among them, also those that are held out here. `--model RUN`, trained
+on `mien data subset STORE --where Eyeglasses=0`, has never seen the group.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def main() -> None:
     group = f"{given.store.resolve().name}-{given.where.replace('=', '').replace(',', '-').lower()}-{given.limit}"
     small = given.out / group
     if not (small / "manifest.json").is_file():
-        kept = ("--where", given.where, "--limit", given.limit, "--attributes", given.attributes)
+        kept = ("--where", given.where, "--limit", given.limit, "--attributes", given.attributes, "--rest-held-out")
         mien("data", "subset", given.store, *kept, "--out", small)
     rows, held_out = [], len(open_store(small).indices("val"))
     pace = ("--set", "train.snapshot_kimg=5", "--set", "ema.half_life_kimg=5")  # as finetune64's

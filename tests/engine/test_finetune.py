@@ -111,6 +111,9 @@ def test_a_group_of_a_store_is_a_store(store, tmp_path):
     assert male[rows].all() and np.array_equal(made.images, store.images[rows])
     assert np.array_equal(made.attributes[:, 0], store.attributes[rows, 1])
     train = [row for row in store.indices("train") if male[row]]
+    whole = write_subset(store, tmp_path / "whole", where={"Male": 1}, limit=7, rest_held_out=True)
+    learnt = [[one.names[row] for row in one.indices("train")] for one in (whole, made)]
+    assert len(whole) == int(male.sum()) and learnt[0] == learnt[1] and not list(problems(whole.path))
     assert rows[0] == train[0] and train[-1] in rows  # evenly spread, from the first to the last
     with pytest.raises(UserError, match="has no attribute 'Mail'"):
         write_subset(store, tmp_path / "none", where={"Mail": 1})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mien.data.store import FaceStore
+from mien.data.store import SPLITS, FaceStore
 from mien.data.writer import StoreWriter
 from mien.errors import UserError
 
@@ -44,17 +44,27 @@ def chosen(store: FaceStore, *, where: Mapping[str, int], limit: int | None) -> 
 
 def write_subset(
     store: FaceStore, out: Path, *, where: Mapping[str, int], limit: int | None = None, attributes: Sequence[str] | None = None,
-    force: bool = False,
+    rest_held_out: bool = False, force: bool = False,
 ) -> FaceStore:  # fmt: skip
-    """Write the group `where` of `store` to `out`, with these attributes (None: all). UserError as `chosen`, and where `out` is taken."""
+    """Write the group `where` of `store` to `out`, with these attributes (None: all).
+
+    rest_held_out: the group's training images beyond `limit` join the validation images. UserError as `chosen`, and where `out` is taken.
+    """
     names = store.attribute_names if attributes is None else tuple(attributes)
     rows, columns = chosen(store, where=where, limit=limit), store.columns(names)
+    splits = store.splits
+    if rest_held_out:
+        whole = chosen(store, where=where, limit=None)
+        splits = splits.copy()
+        splits[np.setdiff1d(whole, rows)] = SPLITS["val"]
+        rows = whole
     group = ",".join(f"{name}={value}" for name, value in where.items())
     origin = store.path.resolve().name
+    inputs = f"subset of {store.digest} where {group} limit {limit} rest {rest_held_out}"
     source = {"name": f"{origin} {group}".strip(), "count": len(rows), "path": origin, "kind": "subset", "listed": len(store)}
     with StoreWriter(out, count=len(rows), size=store.size, crop=store.crop, force=force) as writer:
         for start in range(0, len(rows), AT_A_TIME):
             writer.add(store.images[rows[start : start + AT_A_TIME]])
-        return writer.finish(attributes=store.attributes[rows][:, columns], attribute_names=names, splits=store.splits[rows],
+        return writer.finish(attributes=store.attributes[rows][:, columns], attribute_names=names, splits=splits[rows],
                              names=[store.names[row] for row in rows.tolist()], source=[source],
-                             extra={"skipped": [], "inputs": f"subset of {store.digest} where {group} limit {limit}"})  # fmt: skip
+                             extra={"skipped": [], "inputs": inputs})  # fmt: skip

@@ -116,6 +116,7 @@ def subset(
     out: Out,
     where: Annotated[str | None, typer.Option(metavar="A=1,B=0", help="Only the faces of this group.")] = None,
     limit: Annotated[str | None, typer.Option(metavar="N", help="So many training images, evenly spread; held-out ones stay.")] = None,
+    rest_held_out: Annotated[bool, typer.Option("--rest-held-out", help="The group's other training images join the validation.")] = False,
     attributes: Annotated[str, typer.Option(help="Which to keep, in which order: Male,Smiling; or all, or none.")] = "all",
     force: Force = False,
 ) -> None:
@@ -129,7 +130,7 @@ def subset(
 
     with stoppable():
         tell(write_subset(open_store(folder), out, where=parse_group(where), limit=None if limit is None else parse_count(limit),
-                          attributes=attribute_list(attributes), force=force))
+                          attributes=attribute_list(attributes), rest_held_out=rest_held_out, force=force))
 
 
 @app.command()
