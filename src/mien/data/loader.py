@@ -117,23 +117,31 @@ class FaceLoader:
         float32 [count, A] in {0, 1}, both on the device. `position` counts the images drawn so far."""
         chosen = self.indices(position, count)
         flips = self.flips(position, count)
+        straight = count - int(flips.sum())
         # Mirrored ones are fetched apart and shuffled back into place: gathers copy whole images, a masked write goes byte by byte.
-        pixels = torch.cat([self._fetch(chosen[~flips]), self._fetch(chosen[flips]).flip(2)])     # uint8 [N, R, R, 3]
+        fetched = np.concatenate([chosen[~flips], chosen[flips]])
         place = np.argsort(np.argsort(flips, kind="stable"), kind="stable")
-        pixels = pixels.index_select(0, torch.from_numpy(place).to(self.device))
+        rows, order, labels = self._upload(np.stack([fetched, place, chosen]))
+        pixels = self._fetch(fetched, rows)                                                      # uint8 [N, R, R, 3]
+        pixels = torch.cat([pixels[:straight], pixels[straight:].flip(2)]).index_select(0, order)
         images = pixels.to(torch.float32).div_(127.5).sub_(1.0).permute(0, 3, 1, 2)              # [N, 3, R, R], the bytes stay in place
-        return images, self._label_floats.index_select(0, torch.from_numpy(chosen).to(self.device))
+        return images, self._label_floats.index_select(0, labels)
 
     def labels(self, position: int, count: int) -> torch.Tensor:
         """The attributes of `batch(position, count)` alone."""
-        return self._label_floats.index_select(0, torch.from_numpy(self.indices(position, count)).to(self.device))
+        return self._label_floats.index_select(0, self._upload(self.indices(position, count)))
 
-    def _fetch(self, rows: np.ndarray) -> torch.Tensor:
-        """uint8 [n, R, R, 3] on the device: these images of the split."""
+    def _upload(self, array: np.ndarray) -> torch.Tensor:
+        """On the device. To a GPU from pinned memory, so that the host does not wait for the step that the GPU is still busy with."""
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor.to(self.device)
+
+    def _fetch(self, rows: np.ndarray, places: torch.Tensor) -> torch.Tensor:
+        """uint8 [n, R, R, 3] on the device: these images of the split, by their numbers here and on the device."""
         if self._resident is not None:
-            return self._resident.index_select(0, torch.from_numpy(rows).to(self.device))
+            return self._resident.index_select(0, places)
         stored = rows if self._rows is None else self._rows[rows]
-        return torch.from_numpy(np.take(self._pixels, stored, axis=0)).to(self.device)
+        return self._upload(np.take(self._pixels, stored, axis=0))
 
     def draw_attributes(self, count: int, *, generator: torch.Generator | None = None) -> torch.Tensor:
         """float32 [count, A] on the device: rows drawn from the split's own attributes, under the same weights as the images."""
