@@ -13,7 +13,7 @@ import torch
 import mien
 from mien.config import MAY_CHANGE_ON_RESUME, Recipe, differences, flatten
 from mien.data.store import FaceStore
-from mien.engine import build, checkpoint, surgery
+from mien.engine import build, checkpoint, memory, surgery
 from mien.engine.distributed import ALONE, Ranks
 from mien.engine.following import introduce
 from mien.engine.growth import follow
@@ -39,6 +39,8 @@ class Session:
     task: Task
     meta: dict[str, Any]
     resumed: bool
+    memory: str
+    """What it is foreseen to take, in words."""
 
     def loop(self, *, on_tick: OnTick, on_snapshot: OnSnapshot, say: Say = print) -> Loop:
         return Loop(self.run, self.state, self.task, meta=self.meta, on_tick=on_tick, on_snapshot=on_snapshot, say=say)
@@ -55,9 +57,12 @@ def open_session(
     Raises UserError when the recipe does not fit the stores or the origin, when the run is going on in another process, or when it was
     begun with another recipe, other data or another origin.
     """
-    config, settled = settle(recipe.config, store.size, kept=flatten(Run(path).config.get("config", {})))
+    before = flatten(Run(path).config.get("config", {}))
+    config, settled = settle(recipe.config, store.size, kept=before)
     if config.surgery.freeze_d and origin is None and not (path / "config.json").exists():
         raise UserError("surgery.freeze_d keeps what --from brings, and nothing else is worth keeping: give --from as well.")
+    foreseen = memory.forecast(config, store, device=device, processes=ranks.size, kept=before)
+    config = foreseen.config  # perhaps in smaller pieces
     task = build.build_task(config, store, device, smaller=smaller, ranks=ranks)
     names = build.attribute_names(config, store)
     state = build.build_state(config, size=task.plan.first.size, attributes=len(names), device=device)
@@ -96,7 +101,7 @@ def open_session(
     except BaseException:
         run.unlock()
         raise
-    return Session(run=run, state=state, task=task, meta=meta, resumed=resumed)
+    return Session(run=run, state=state, task=task, meta=meta, resumed=resumed, memory=foreseen.words)
 
 
 Told = tuple[str, str, str]  # kind of event, a sentence for events.jsonl, what the console says

@@ -57,6 +57,7 @@ COMMANDS: dict[str, dict[str, str]] = {  # section -> command -> module:function
         "control": "control:control",
         "presets": "presets:presets",
         "doctor": "doctor:doctor",
+        "bench": "bench:bench",
     },
 }
 PLACES = {name: place for section in COMMANDS.values() for name, place in section.items()}

@@ -1,0 +1,1 @@
+"""What `mien bench` measures: this machine, training, data, evaluation and sampling."""
