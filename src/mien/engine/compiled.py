@@ -75,7 +75,7 @@ def chosen(config: Config, device: torch.device) -> str:
 def compile_networks(s: TrainState, task: Task) -> None:
     """Compile those of the networks that are not yet, at the beginning of a step: a growth or a rollback may have brought new ones."""
     how = chosen(task.config, task.device)
-    if how == "off" or task.ranks.size > 1:
+    if how == "off" or task.piece < task.config.train.batch:  # cut among processes or in pieces: engine.rows must see every draw
         return
     if how == "graphs":
         torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs gave may be overwritten
