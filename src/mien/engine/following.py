@@ -42,10 +42,10 @@ class Follower:
                 before = state.nimg
                 train_step(state, task, state.steering.apply(knobs_at(task.config, before), before))
                 growth.follow(state, task)
-                if due(train.tick_kimg, before, state.nimg) or state.nimg >= train.images:
-                    ranks.agree(GO, peak_memory_mb(task.device))
                 if due(train.checkpoint_kimg, before, state.nimg):
                     ranks.alike(checksum(state))
+                if due(train.tick_kimg, before, state.nimg) or state.nimg >= train.images:
+                    ranks.agree(GO, peak_memory_mb(task.device))
 
 
 def introduce(task: Task, store: FaceStore, state: TrainState) -> None:

@@ -105,6 +105,8 @@ class Loop:
         last = after >= total
         state.meter.add(train_step(state, self.task, knobs, measure=tick))  # a last tick off the beat leaves no trace in the meter
         self._grow()
+        if self.ranks.size > 1 and due(config.train.checkpoint_kimg, before, state.nimg):
+            self.ranks.alike(checksum(state))  # before anything that may end this turn early: the others do the same
         if tick or last:
             self._tick(knobs, forget=tick)
         self._fall_due(before, state.nimg)
@@ -124,8 +126,6 @@ class Loop:
         if due(train.snapshot_kimg, before, after) or due(self.task.config.eval.every_kimg, before, after):
             self.save_snapshot()
         if due(train.checkpoint_kimg, before, after):
-            if self.ranks.size > 1:
-                self.ranks.alike(checksum(self.state))
             self.save_checkpoint()
 
     def _tick(self, knobs: Knobs, *, forget: bool) -> None:
