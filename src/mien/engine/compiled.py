@@ -40,6 +40,7 @@ class Compiled:
     def __init__(self, net: nn.Module, method: str, *, graphs: bool):
         self.plain: Callable[..., Tensor] = getattr(net, method)
         self.failed = False
+        self._tried: set[tuple[Any, ...]] = set()
         self._net, self._name = net, f"{type(net).__name__}.{method}"
         # The same random numbers as eager ones; the modes of torch.compile by name leave no room to say so.
         options: dict[str, Any] = {"fallback_random": True, "triton.cudagraphs": graphs}
@@ -48,20 +49,39 @@ class Compiled:
     def __call__(self, *inputs: Tensor) -> Tensor:
         if self.failed or not self._net.training or TwiceDifferentiable.active:
             return self.plain(*inputs)
+        modes = torch.is_grad_enabled(), torch.is_autocast_enabled(inputs[0].device.type)
+        wanted = (*(p.requires_grad for p in self._net.parameters()), *((x.shape, x.requires_grad) for x in inputs))
+        kind = (*modes, *wanted)
+        if kind not in self._tried and not self._works(inputs):
+            return self.plain(*inputs)
+        self._tried.add(kind)
+        return self._compiled(*inputs)
+
+    def _works(self, inputs: tuple[Tensor, ...]) -> bool:
+        """Go there and back once, and leave no trace: torch compiles the way back only when it is first taken, too late to turn round."""
         device = inputs[0].device
         draws = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        buffers = {name: buffer.clone() for name, buffer in self._net.named_buffers()}
         try:
-            return self._compiled(*inputs)
+            trial = [x.detach().requires_grad_(x.requires_grad) for x in inputs]
+            result = self._compiled(*trial)
+            if result.requires_grad:
+                ends = [*(p for p in self._net.parameters() if p.requires_grad), *(x for x in trial if x.requires_grad)]
+                torch.autograd.grad(result.float().sum(), ends, allow_unused=True)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a missing compiler, an operation that it does not know: many classes, all of them private
             self.failed = True
             reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             log.warning("%s runs as written, not compiled (%s).", self._name, reason[:200])
-        torch.set_rng_state(draws[0])
-        if draws[1] is not None:
-            torch.cuda.set_rng_state(draws[1], device)
-        return self.plain(*inputs)
+        finally:
+            torch.set_rng_state(draws[0])
+            if draws[1] is not None:
+                torch.cuda.set_rng_state(draws[1], device)
+            with torch.no_grad():
+                for name, buffer in self._net.named_buffers():
+                    buffer.copy_(buffers[name])
+        return not self.failed
 
 
 def chosen(config: Config, device: torch.device) -> str:
