@@ -101,7 +101,7 @@ def macs_per_image(config: Config, store: FaceStore, device: torch.device) -> fl
     """Multiply-adds of matrix products and convolutions for each real image, as the operations of real steps count them.
 
     Forward, backward and double-backward passes, of G and of D; a penalty that is due every k-th update counts a k-th. Few images
-    are put through, which weighs what does not grow with them (spectral norm's iterations) a little too much: under 2 % here.
+    are put through, which weighs what does not grow with them (spectral norm's iterations) a little too much.
     """
     few = memory.least_piece(config)
     names = build.attribute_names(config, store)

@@ -173,7 +173,7 @@ def examine(recipe: Recipe, store: FaceStore, device_name: str | None) -> dict[s
 def _measure(recipe: Recipe, store: FaceStore, device: Any, state: Any) -> dict[str, Any]:
     import torch
 
-    from mien.engine import build
+    from mien.engine import build, memory
     from mien.engine.schedules import knobs_at
     from mien.engine.signals import peak_memory_mb
     from mien.engine.step import train_step
@@ -181,6 +181,7 @@ def _measure(recipe: Recipe, store: FaceStore, device: Any, state: Any) -> dict[
     config = recipe.config
     at_last = config.model_copy(update={"growth": type(config.growth)()})  # the size that costs the most
     task = build.build_task(at_last, store, device)
+    foreseen = memory.forecast(task.config, store, device=device).memory
     times_s: list[float] = []
     begun = time.monotonic()
     while len(times_s) <= STEPS and (len(times_s) < 2 or time.monotonic() - begun < MEASURE_S):
@@ -199,6 +200,7 @@ def _measure(recipe: Recipe, store: FaceStore, device: Any, state: Any) -> dict[
         "images_per_s": images_per_s,
         "hours": config.train.images / images_per_s / 3600,
         "memory_mb": round(peak_memory_mb(device)),
+        "memory_predicted": foreseen.plain(),
     }
 
 
@@ -213,7 +215,8 @@ def _show_networks(networks: dict[str, list[dict[str, Any]]]) -> None:
 def _show_cost(cost: dict[str, Any]) -> None:
     say(f"\nTraining it here, estimated from {cost['measured_steps']} measured steps of {cost['batch']} images on {cost['device']}:")
     say(f"  {cost['images_per_s']:,.0f} images/s, so {duration(cost['hours'] * 3600)} for {cost['images']:,} images")
-    say(f"  {cost['memory_mb'] / 1024:.1f} GB of memory at the peak{' (of the whole process)' if cost['device'] == 'cpu' else ''}")
+    say(f"  {cost['memory_mb'] / 1024:.1f} GB of memory at the peak{' (of the whole process)' if cost['device'] == 'cpu' else ''}; "
+        f"{cost['memory_predicted']['total_mb'] / 1000:.1f} GB were predicted")
 
 
 def _si(value: float) -> str:
