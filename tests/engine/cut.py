@@ -13,9 +13,11 @@ from engine.conftest import tiny_recipe
 from mien.apps.dataset import Order, write_dataset
 from mien.apps.together import drawing, help_drawing
 from mien.data.store import open_store
-from mien.engine import build, distributed
+from mien.engine import build, distributed, following
 from mien.engine.schedules import knobs_at
+from mien.engine.session import open_session
 from mien.engine.step import train_step
+from mien.engine.supervisor import Collapsed
 from mien.explore.load import load_generator
 from mien.metrics.evaluate import evaluate
 
@@ -68,11 +70,34 @@ def draw(model: Path, out: Path, ranks=distributed.ALONE) -> None:
         help_drawing(partial(order.draw, generator), ranks)
 
 
+def gone_back(path: Path, store, ranks=distributed.ALONE) -> dict[str, float]:
+    """A whole run of 64 images whose supervisor finds it collapsed at 40: where it ends, after how many rollbacks, with what weights."""
+    if ranks.leads:
+        begun = open_session(path, tiny_recipe("balance.mode=on", "train.images=64", "sample.every_kimg=0"), store, device=CPU, ranks=ranks,
+                             say=lambda message: None)  # fmt: skip
+        loop = begun.loop(on_tick=lambda nimg, values: None, on_snapshot=lambda path, nimg: None, say=lambda message: None)
+        consider, state = loop.supervisor.consider, begun.state
+
+        def collapse(values, knobs, images):
+            if state.nimg == 40 and state.rollbacks == 0:
+                raise Collapsed("planted")
+            consider(values, knobs, images)
+
+        loop.supervisor.consider = collapse
+        loop.train()
+    else:
+        follower = following.follow(store, smaller=(), device=CPU, ranks=ranks)
+        follower.train()
+        state = follower.state
+    return {"nimg": state.nimg, "rollbacks": state.rollbacks, "weights": following.checksum(state)}
+
+
 def main() -> None:
     torch.set_num_threads(1)
     store, large, model, out = open_store(Path(sys.argv[1])), open_store(Path(sys.argv[2])), Path(sys.argv[3]), Path(sys.argv[4])
     with distributed.joined(CPU) as ranks:
         found = {name: steps(name, store, ranks=ranks) for name in RECIPES}
+        found["gone back"] = gone_back(out.with_name("run"), store, ranks)
         found["scores"] = scores(model, large, ranks)
         draw(model, out.with_name("faces"), ranks)
         out.with_suffix(f".{os.environ['RANK']}").write_text(json.dumps(found))

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from engine.conftest import TINY, tiny_recipe, write_tiny_store
-from engine.cut import RECIPES, STEPS, draw, scores, steps
+from engine.cut import RECIPES, STEPS, draw, gone_back, scores, steps
 from mien.apps.cli import main as command_line
 from mien.data.store import FaceStore, open_store
 from mien.engine import checkpoint
@@ -76,6 +76,11 @@ def test_two_processes_do_what_one_does(store, two, name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_weights_and_signals_are_the_same_bits_in_both(two, name):
     assert two[0][name] == two[1][name]
+
+
+def test_a_rollback_takes_both_processes_back(store, two, tmp_path):
+    alone = gone_back(tmp_path / "run", store)
+    assert two[0]["gone back"] == two[1]["gone back"] == pytest.approx(alone, rel=1e-3) and alone["rollbacks"] == 1
 
 
 def test_two_processes_score_as_one(two, large, tiny_snapshot):
