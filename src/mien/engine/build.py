@@ -55,6 +55,12 @@ def attribute_names(config: Config, store: FaceStore) -> tuple[str, ...]:
     return tuple(names)
 
 
+def check_batch(config: Config, store: FaceStore) -> None:
+    """Raises UserError when a batch would hold an image twice."""
+    if config.train.batch > (count := len(store.indices("train"))):
+        raise UserError(f"train.batch is {config.train.batch}, but {store.path} has {count} training images: lower the batch.")
+
+
 def build_task(
     config: Config, store: FaceStore, device: torch.device, *, smaller: Sequence[FaceStore] = (), ranks: Ranks = ALONE
 ) -> Task:
@@ -74,8 +80,7 @@ def build_task(
                         "or say when to grow, for example --set growth.at_kimg=300.")  # fmt: skip
     faces.size = plan.first.size
     data = serve(config, faces, "train", names, device, weights=config.data.balance)
-    if config.train.batch > data.count:
-        raise UserError(f"train.batch is {config.train.batch}, but {store.path} has {data.count} training images: lower the batch.")
+    check_batch(config, store)
     loss, regularizer, controlled = config.loss, config.regularizer, config.balance.mode == "on"
     settings = (("r1", r1, regularizer.r1), ("r2", r2, regularizer.r2), ("gp", gradient_penalty, regularizer.gp),
                 ("dragan", dragan, regularizer.dragan))  # fmt: skip

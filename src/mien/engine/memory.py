@@ -238,6 +238,7 @@ def forecast(
     `kept`: the flat recipe that a run began with: asked for the same memory, it keeps its pieces, and so its very numbers.
     Raises UserError when nothing fits. `config` must be settled.
     """
+    build.check_batch(config, store)  # before any work
     mine, limit_gb = config.train.batch // processes, config.train.memory_gb
     if limit_gb is not None and kept and kept.get("train.memory_gb") == limit_gb:
         config, limit_gb = in_pieces(config, kept.get("train.micro_batch")), None
