@@ -57,7 +57,7 @@ def open_session(
     Raises UserError when the recipe does not fit the stores or the origin, when the run is going on in another process, or when it was
     begun with another recipe, other data or another origin.
     """
-    before = flatten(Run(path).config.get("config", {}))
+    before = flatten(Run(path).config.get("config", {})) if path.is_dir() else {}
     config, settled = settle(recipe.config, store.size, kept=before)
     if config.surgery.freeze_d and origin is None and not (path / "config.json").exists():
         raise UserError("surgery.freeze_d keeps what --from brings, and nothing else is worth keeping: give --from as well.")
