@@ -49,8 +49,7 @@ def steps(name: str, store, *overrides: str, ranks=distributed.ALONE) -> dict:
     for _ in range(STEPS):
         found = train_step(state, task, knobs_at(task.config, state.nimg), measure=True)
         signals.append({key: float(value) for key, value in found.items()})
-    weights = hashlib.sha256(b"".join(tensor.detach().numpy().tobytes() for _, tensor in sorted(state.tensors().items())))
-    return {"signals": signals, "weights": weights.hexdigest()}
+    return {"signals": signals, "weights": digest(state.tensors())}
 
 
 def scores(model: Path, store, ranks=distributed.ALONE) -> dict[str, list[float]]:
@@ -92,12 +91,36 @@ def gone_back(path: Path, store, ranks=distributed.ALONE) -> dict[str, float]:
     return {"nimg": state.nimg, "rollbacks": state.rollbacks, "weights": following.checksum(state)}
 
 
+def stopped(path: Path, store, stop_at: int | None, ranks=distributed.ALONE) -> str:
+    """A run of 64 images, begun or gone on with, until `stop_at` or its end: the hash of all tensors of its state."""
+    if ranks.leads:
+        recipe = tiny_recipe("train.images=64", "sample.every_kimg=0", "augment.p=0.5", "model.discriminator.dropout=0.2")
+        begun = open_session(path, recipe, store, device=CPU, ranks=ranks, say=lambda message: None)
+        loop = begun.loop(on_tick=lambda nimg, values: None, on_snapshot=lambda path, nimg: None, say=lambda message: None)
+        if stop_at is not None:
+            loop.on_tick = lambda nimg, values: setattr(loop, "should_stop", nimg >= stop_at)
+        state = begun.state
+        loop.train()
+        assert state.nimg == (stop_at or 64)
+    else:
+        follower = following.follow(store, smaller=(), device=CPU, ranks=ranks)
+        follower.train()
+        state = follower.state
+    return digest(state.tensors())
+
+
+def digest(tensors: dict[str, torch.Tensor]) -> str:
+    return hashlib.sha256(b"".join(tensor.detach().numpy().tobytes() for _, tensor in sorted(tensors.items()))).hexdigest()
+
+
 def main() -> None:
     torch.set_num_threads(1)
     store, large, model, out = open_store(Path(sys.argv[1])), open_store(Path(sys.argv[2])), Path(sys.argv[3]), Path(sys.argv[4])
     with distributed.joined(CPU) as ranks:
         found = {name: steps(name, store, ranks=ranks) for name in RECIPES}
         found["gone back"] = gone_back(out.with_name("run"), store, ranks)
+        found["whole"] = stopped(out.with_name("whole"), store, None, ranks)
+        found["in parts"] = [stopped(out.with_name("parts"), store, stop_at, ranks) for stop_at in (24, None)]
         found["scores"] = scores(model, large, ranks)
         draw(model, out.with_name("faces"), ranks)
         out.with_suffix(f".{os.environ['RANK']}").write_text(json.dumps(found))

@@ -83,6 +83,14 @@ def test_a_rollback_takes_both_processes_back(store, two, tmp_path):
     assert two[0]["gone back"] == two[1]["gone back"] == pytest.approx(alone, rel=1e-3) and alone["rollbacks"] == 1
 
 
+def test_two_processes_resume_bit_for_bit(two, out):
+    """Also in the process that does not read the checkpoint."""
+    for found in two:
+        assert found["in parts"][0] != found["in parts"][1] == found["whole"]
+    assert two[0]["whole"] == two[1]["whole"]
+    assert "resume" in [event["kind"] for event in Run(out.with_name("parts")).events()]
+
+
 def test_two_processes_score_as_one(two, large, tiny_snapshot):
     alone = scores(tiny_snapshot, large)
     assert two[1]["scores"] == {} and two[0]["scores"].keys() == alone.keys() and len(alone) > 8
