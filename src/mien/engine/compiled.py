@@ -78,9 +78,8 @@ class Compiled:
             torch.set_rng_state(draws[0])
             if draws[1] is not None:
                 torch.cuda.set_rng_state(draws[1], device)
-            with torch.no_grad():
-                for name, buffer in self._net.named_buffers():
-                    buffer.copy_(buffers[name])
+            for name, buffer in self._net.named_buffers():
+                buffer.data.copy_(buffers[name])  # of no concern to autograd: an earlier pass may hold this very tensor, with these values
         return not self.failed
 
 
