@@ -7,7 +7,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from mien.apps.bench import timing, train
+from mien.apps.bench import others, timing, train
 from mien.apps.cli.bench import SUBJECTS, understand
 from mien.apps.cli.main import app
 from mien.config import resolve
@@ -26,21 +26,61 @@ def hurry(monkeypatch):
     monkeypatch.setattr(train, "PARTS_S", 0.01)
     monkeypatch.setattr(timing, "PEAK_S", 0.01)
     monkeypatch.setitem(timing.SIDE, "cpu", 64)
+    monkeypatch.setattr(others, "JPEGS", 12)
+    monkeypatch.setattr(others, "SCORED", 40)
+    monkeypatch.setattr(others, "FOR_S", 0.01)
+    monkeypatch.setattr(others, "BATCHES", (1, 3))
+
+
+def run(*words):
+    """What `mien bench` writes for a small recipe, as JSON."""
+    result = CliRunner().invoke(app, ["bench", *words, "--device", "cpu", "--json", *(word for each in TINY for word in ("--set", each))])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["format"] == "mien-bench/1" and found["size_px"] == 64 and found["machine"]["matmul_fp32_gmacs_per_s"] > 0
+    return found
+
+
+def is_spread(rates):
+    return set(rates) == {"median", "min", "max"} and 0 < rates["min"] <= rates["median"] <= rates["max"]
 
 
 def test_it_measures_a_recipe_and_writes_a_trace(tmp_path):
-    words = ["bench", "--device", "cpu", "--json", "--profile", str(tmp_path / "traces")]
-    result = CliRunner().invoke(app, [*words, *(word for each in TINY for word in ("--set", each))])
-    assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
-    told = found["train"]
-    assert found["format"] == "mien-bench/1" and found["machine"]["matmul_fp32_gmacs_per_s"] > 0
-    assert told["images_per_s"]["min"] <= told["images_per_s"]["median"] <= told["images_per_s"]["max"]
+    told = run("--profile", str(tmp_path / "traces"))["train"]
+    assert is_spread(told["images_per_s"])
     assert told["s_per_kimg"] == pytest.approx(1000 / told["images_per_s"]["median"])
     assert {"data", "discriminator", "generator", "optimisers", "average"} <= set(told["ms_per_step_by_part"])
     assert 0 <= told["idle_share"] < 1 and told["memory_peak_mb"] > 50 and told["memory_predicted"]["total_mb"] > 50
     events = json.loads((tmp_path / "traces" / "train.json").read_text())["traceEvents"]
     assert any("conv" in event.get("name", "") for event in events)
+
+
+def test_data_is_prepared_and_served():
+    found = run("data")["data"]
+    assert set(found) == {"prepare_images_per_s_by_workers", "loader_images_per_s", "batch"} and found["batch"] == 8
+    assert set(found["prepare_images_per_s_by_workers"]) == {"1", str(torch.get_num_threads())}
+    assert all(rate > 0 for rate in found["prepare_images_per_s_by_workers"].values()) and is_spread(found["loader_images_per_s"])
+
+
+def test_a_score_is_measured():
+    found = run("eval")["eval"]
+    assert set(found) == {"features", "features_images_per_s", "score_images", "score_metrics", "score_s"}
+    assert is_spread(found["features_images_per_s"]) and found["score_s"] > 0 and found["score_images"] == 40
+    assert found["score_metrics"] == ["kid-face", "precision-face", "recall-face", "density-face", "coverage-face"]
+
+
+def test_faces_are_drawn_one_by_one_and_in_batches():
+    found = run("sample")["sample"]
+    assert set(found["images_per_s_by_batch"]) == {"1", "3"} and all(rate > 0 for rate in found["images_per_s_by_batch"].values())
+    assert 0 < found["one_face_ms"]["median"] <= found["one_face_ms"]["p95"] and found["one_face_ms"]["faces"] >= 3
+
+
+def test_all_of_it_on_a_store_is_one_table(monkeypatch):
+    monkeypatch.setattr("mien.apps.cli.bench.FACES", 64)
+    result = CliRunner().invoke(app, ["bench", "all", "--device", "cpu", *(word for each in TINY for word in ("--set", each))])
+    assert result.exit_code == 0, result.output
+    for words in ("matrix products, fp32", "G multiply-adds an image", "serving batches", "face features", "one face", "batches of 3"):
+        assert words in result.stdout
 
 
 def test_multiply_adds_are_those_of_the_networks():

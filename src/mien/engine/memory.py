@@ -146,6 +146,7 @@ class StepMemory:
         small = shrunk(self.config, batch=batch, piece=piece)
         task = build.build_task(small, noise_store(self.attributes, size_px=self.size_px, count=batch), self.device)
         knobs = knobs_at(task.config, 0)
+        knobs = replace(knobs, d_steps=min(knobs.d_steps, 2))  # a third of D's updates needs no more than the second
         if task.augment.names:
             knobs = replace(knobs, augment_p=max(knobs.augment_p, 0.5))
         with torch.random.fork_rng(), watching() as watch:

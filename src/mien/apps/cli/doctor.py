@@ -44,9 +44,12 @@ def doctor(
     if model is not None:
         from mien.config import resolve
         from mien.data.store import open_store
+        from mien.engine import memory
 
         recipe = resolve(model, set_ or [])
-        found |= examine(recipe, open_store(data) if data else noise_store(recipe, size), device)
+        names = recipe.config.data.attributes
+        noise = memory.noise_store(["Male", "Smiling"] if names is None else names, size_px=size, count=recipe.config.train.batch)
+        found |= examine(recipe, open_store(data) if data else noise, device)
     if json:
         print_json(found)
         return
@@ -136,21 +139,6 @@ def _show_machine(found: dict[str, Any]) -> None:
 
 
 # --- a recipe's networks and cost -------------------------------------------------------------------------------------
-
-
-def noise_store(recipe: Recipe, size: int) -> FaceStore:
-    """A store in memory with one batch of noise: enough to build the recipe's networks and time its steps."""
-    import numpy as np
-
-    from mien.data.store import FaceStore
-
-    names = recipe.config.data.attributes
-    names = ["Male", "Smiling"] if names is None else names
-    random = np.random.Generator(np.random.PCG64(0))
-    count = recipe.config.train.batch
-    images = random.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-    attributes = random.integers(0, 2, (count, len(names)), dtype=np.uint8)
-    return FaceStore(Path("noise"), {"attributes": names, "size": size, "crop": "whole"}, images, attributes, np.zeros(count, np.uint8))
 
 
 def examine(recipe: Recipe, store: FaceStore, device_name: str | None) -> dict[str, Any]:
