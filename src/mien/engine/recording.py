@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +16,9 @@ from PIL import Image
 from mien.models.latents import chosen, latents
 from mien.models.pictures import PADDING_PX, grid, to_uint8
 from mien.runs import Run, kimg_name, write_json
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 MAX_ROWS = 8
 MOSAIC_SIDE = 10
@@ -24,18 +29,22 @@ class Scalars:
 
     def __init__(self, run: Run, *, after_nimg: int = 0):
         """`after_nimg`: what a killed process had told TensorBoard beyond it is hidden there, for it will be told again."""
-        from torch.utils.tensorboard import SummaryWriter  # a second of imports that `import mien` should not pay
-
-        self._run = run
-        self._tensorboard = SummaryWriter(str(run.path / "tensorboard"), purge_step=after_nimg + 1)
+        self._run, self._after_nimg = run, after_nimg
 
     def write(self, nimg: int, values: dict[str, float]) -> None:
         self._run.append("scalars", nimg, **{name: float(f"{value:.6g}") for name, value in values.items()})
         for name, value in values.items():
             self._tensorboard.add_scalar(name, value, nimg)
 
+    @functools.cached_property
+    def _tensorboard(self) -> SummaryWriter:
+        from torch.utils.tensorboard import SummaryWriter  # seconds of imports, for which the first step does not wait
+
+        return SummaryWriter(str(self._run.path / "tensorboard"), purge_step=self._after_nimg + 1)
+
     def close(self) -> None:
-        self._tensorboard.close()
+        if "_tensorboard" in self.__dict__:
+            self._tensorboard.close()
 
 
 def grid_rows(names: Sequence[str], table: Sequence[tuple[Sequence[int], float]]) -> list[tuple[int, ...]]:
