@@ -103,10 +103,18 @@ class Rows(TorchFunctionMode):
 
 def moments(x: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor]:
     """(mean [C], biased variance [C]) of the rows [N, C, ...] of all processes, fp32."""
-    dims = [d for d in range(x.ndim) if d != 1]
-    told = ranks.gathered(torch.stack(torch.var_mean(x.float(), dims, correction=0)))  # [P, 2, C]
+    told = ranks.gathered(torch.stack(own_moments(x.float())))  # [P, 2, C]
     mean = told[:, 1].mean(0)
     return mean, told[:, 0].mean(0) + (told[:, 1] - mean).square().mean(0)
+
+
+def own_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(biased variance [C], mean [C]) of the rows x [N, C, ...] of this process."""
+    if torch.is_grad_enabled():
+        return torch.var_mean(x, [d for d in range(x.ndim) if d != 1], correction=0)
+    tiny = 1e-12  # torch's batch norm finds both ten times as fast, on a CPU, as var_mean does
+    _, mean, inverse = torch.native_batch_norm(x, None, None, None, None, True, 0.0, tiny)
+    return (inverse.double().pow(-2) - tiny).clamp_min(0).float(), mean
 
 
 def normalized(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, ranks: Ranks) -> Tensor:
