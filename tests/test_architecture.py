@@ -6,7 +6,8 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "src" / "mien"
 PARTS = ("data", "models", "losses", "augment")
 MAY_IMPORT = {
     "errors": (),
-    "config": ("errors", "fields", "sections"), "sections": ("errors", "fields"), "fields": ("errors",), "rules": ("sections",), "runs": ("errors",),
+    "config": ("errors", "fields", "sections"), "sections": ("errors", "fields"), "fields": ("errors",),
+    "rules": ("sections",), "runs": ("errors",),
     "data": ("errors",), "models": ("errors",), "losses": ("errors",), "augment": ("errors",),
     "engine": ("errors", "config", "fields", "rules", "sections", "runs", *PARTS),
     "explore": ("errors", "runs", "models", "engine.checkpoint"),
@@ -15,7 +16,7 @@ MAY_IMPORT = {
     "presets": (), "__main__": ("apps",),   # data files; `python -m mien`
     "apps": ("errors", "config", "fields", "rules", "sections", "runs", *PARTS, "engine", "explore", "metrics", "reports"),
 }
-LIGHT = ("__init__", "errors", "fields", "rules", "sections", "config", "runs", "reports", "apps.__init__", "apps.cli")   # load without torch
+LIGHT = ("__init__", "errors", "fields", "rules", "sections", "config", "runs", "reports", "apps.__init__", "apps.cli")     # without torch
 HEAVY = ("torch", "torchvision", "scipy")
 
 
