@@ -5,8 +5,9 @@ import torch
 
 from engine.conftest import tiny_recipe
 from engine.test_step import CPU, make, steps
+from mien.engine.batch import Batch
 from mien.engine.build import face_features
-from mien.engine.penalties import penalties
+from mien.engine.penalties import move_anchors, penalties
 from mien.engine.schedules import knobs_at
 from mien.engine.session import open_session
 from mien.engine.step import train_step
@@ -18,12 +19,14 @@ BCR = ("regularizer.consistency.real=10", "regularizer.consistency.fake=10")
 
 def test_lecams_anchors_are_moving_averages_of_the_logits(store):
     state, task, config = make(store, *LECAM)
-    knobs, none = knobs_at(config, 0), torch.zeros(8, 2)
-    batch = {"real": torch.zeros(8, 3, 32, 32), "fake": torch.zeros(8, 3, 32, 32), "attributes": none}
-    seen = []
+    knobs, seen = knobs_at(config, 0), []
     for real, fake in ((1.0, -1.0), (3.0, -2.0)):
-        told = penalties(state, task, knobs, state.D, real_logits=torch.full((8,), real), fake_logits=torch.full((8,), fake), **batch)
+        batch = Batch.load(state, task)
+        (part,) = batch.pieces(state, task)
+        logits = {"real_logits": torch.full((8,), real), "fake_logits": torch.full((8,), fake)}
+        told = penalties(state, task, knobs, state.D, part, fake=part.real, **logits)
         seen += [(weight, float(values.mean())) for name, weight, values in told if name == "lecam"]
+        move_anchors(state, task, batch)
     assert seen[0] == (0.3, pytest.approx((1 + 1) ** 2 + (-1 - 1) ** 2))  # the first batch is its own anchor
     assert seen[1] == (0.3, pytest.approx((3 + 1) ** 2 + (-2 - 1) ** 2))
     assert state.anchors.tolist() == pytest.approx([2.0, -1.5])  # one half-life later

@@ -9,6 +9,8 @@ from mien.explore.edit import generate
 from mien.explore.latents import latents
 from mien.explore.mix import choose_layers, mix, table, with_statistics
 
+ROUNDING = {"atol": 1e-4, "rtol": 1e-4}  # another batch, another order of sums: a hundredth of a level of 255
+
 
 @pytest.fixture
 def faces(tiny_generator):
@@ -19,15 +21,15 @@ def faces(tiny_generator):
 @pytest.mark.parametrize("layers", [("4x4",), ("16x16",), ("4x4", "8x8", "16x16")])
 def test_whole_activations_give_the_styles_face(faces, layers):
     generator, content, style = faces
-    torch.testing.assert_close(mix(generator, content, style, layers, mode="whole"), generate(generator, *style))
+    torch.testing.assert_close(mix(generator, content, style, layers, mode="whole"), generate(generator, *style), **ROUNDING)
 
 
 @pytest.mark.parametrize("mode", ["whole", "statistics"])
 def test_strength_0_and_no_difference_leave_the_content(faces, mode):
     generator, content, style = faces
     own = generate(generator, *content)
-    torch.testing.assert_close(mix(generator, content, style, layer_names(generator.net), mode=mode, strength=0), own)
-    torch.testing.assert_close(mix(generator, content, content, layer_names(generator.net), mode=mode), own, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(mix(generator, content, style, layer_names(generator.net), mode=mode, strength=0), own, **ROUNDING)
+    torch.testing.assert_close(mix(generator, content, content, layer_names(generator.net), mode=mode), own, **ROUNDING)
 
 
 def test_statistics_become_the_styles_and_the_pattern_stays():
@@ -53,7 +55,7 @@ def test_a_transplant_changes_its_place_and_nothing_far_from_it(faces):
     mixed = mix(generator, content, style, ["16x16"], mode="whole", where=[(0.5, 0.5, 0.75, 0.75)])
     changes = (mixed - generate(generator, *content)).abs()
     assert changes[..., 16:24, 16:24].mean() > 0.01
-    assert changes[..., :12, :].max() < 1e-5 and changes[..., :, :12].max() < 1e-5
+    assert changes[..., :12, :].max() < 1e-4 and changes[..., :, :12].max() < 1e-4
 
 
 def test_a_table_holds_every_pair_and_leaves_no_hook(faces):
@@ -62,7 +64,7 @@ def test_a_table_holds_every_pair_and_leaves_no_hook(faces):
     found = table(generator, three, style, ["8x8"])
     assert found.shape == (3, 2, 3, 32, 32)
     one = mix(generator, (three[0][2:], three[1][2:]), (style[0][:1], style[1][:1]), ["8x8"])
-    torch.testing.assert_close(found[2, 0], one[0])
+    torch.testing.assert_close(found[2, 0], one[0], **ROUNDING)
     assert not any(module._forward_hooks for module in generator.net.modules())
 
 

@@ -173,6 +173,7 @@ export function train(root, shared) {
     start({presets}) {
       described = Object.fromEntries(presets.map(preset => [preset.name, preset.description]));
       recipe.replaceChildren(...presets.map(preset => el('option', {value: preset.name}, preset.name)));
+      if ('demo' in described) recipe.value = 'demo';  // the one that shows something within minutes, on any machine
       recipe.dispatchEvent(new Event('change'));
     },
     shown: refresh,
