@@ -135,6 +135,8 @@ def remedy_for(alarm: Alarm, history: History, steering: Steering, knobs: Knobs,
         if held is None:  # no clipping so far: begin at twice its usual size
             held = 4 * history.usual.get(f"grad_norm_{alarm.network}", 5.0)
         turned = round(remedy.turn(held), 9)
+        if knob in RATES and turned > held and steering.calm < 1:
+            continue  # it was rolled back to go on calmer: too high a rate may be what failed it
         if remedy.low <= turned <= remedy.high and turned != held:
             new = now * turned / held if knob in RATES else turned
             return Decision(knob, now, new, turned, alarm.title, signal, value, threshold)
