@@ -92,14 +92,13 @@ def main() -> None:
     import numpy as np
 
     from mien.data.synthetic import TOY_ATTRIBUTES, draw_faces
-    from mien.data.writer import StoreWriter
+    from mien.data.writer import write_store
 
     with tempfile.TemporaryDirectory() as name:
         images, attributes = draw_faces(512, size=64)
-        with StoreWriter(Path(name) / "store", count=len(images), size=64, crop="square") as writer:
-            writer.add(images)
-            writer.finish(attributes=attributes, attribute_names=TOY_ATTRIBUTES, splits=np.zeros(len(images), np.uint8),
-                          names=[f"{i}.png" for i in range(len(images))], source=[{"name": "drawn", "count": len(images)}])  # fmt: skip
+        names, source = [f"{i}.png" for i in range(len(images))], [{"name": "drawn", "count": len(images)}]
+        write_store(Path(name) / "store", images=images, attributes=attributes, attribute_names=TOY_ATTRIBUTES,
+                    splits=np.zeros(len(images), np.uint8), names=names, crop="square", source=source)  # fmt: skip
         sides = {1: Side(Path(name), 1), options.processes: Side(Path(name), options.processes)}
         for side in sides.values():
             side.seconds()  # warm-up

@@ -24,7 +24,7 @@ import torch
 from mien.config import Config, resolve
 from mien.data.store import FaceStore
 from mien.data.synthetic import TOY_ATTRIBUTES, draw_faces
-from mien.data.writer import StoreWriter
+from mien.data.writer import write_store
 from mien.engine import build, step
 from mien.engine.diagnosis import observe
 from mien.engine.schedules import knobs_at
@@ -134,11 +134,10 @@ def drawn(path: Path) -> FaceStore:
     """512 toy faces with the presets' two attributes, an eighth of them for validation."""
     images, attributes = draw_faces(512, size=64)
     columns = [TOY_ATTRIBUTES.index(name) for name in NAMES]
-    with StoreWriter(path, count=len(images), size=64, crop="square") as writer:
-        writer.add(images)
-        splits = (np.arange(len(images)) % 8 == 7).astype(np.uint8)
-        names, source = [f"{i}.png" for i in range(len(images))], [{"name": "drawn", "count": len(images)}]
-        return writer.finish(attributes=attributes[:, columns], attribute_names=NAMES, splits=splits, names=names, source=source)
+    splits = (np.arange(len(images)) % 8 == 7).astype(np.uint8)
+    names, source = [f"{i}.png" for i in range(len(images))], [{"name": "drawn", "count": len(images)}]
+    return write_store(path, images=images, attributes=attributes[:, columns], attribute_names=NAMES, splits=splits, names=names,
+                       crop="square", source=source)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from PIL import Image
 from mien.config import Config, resolve
 from mien.data.store import FaceStore
 from mien.data.synthetic import TOY_ATTRIBUTES, draw_faces
-from mien.data.writer import StoreWriter
+from mien.data.writer import write_store
 from mien.engine import build
 from mien.engine.schedules import knobs_at
 from mien.engine.signals import SignalMeter
@@ -172,11 +172,10 @@ def main() -> None:
 def measure(config: Config, folder: Path, device: torch.device, options: argparse.Namespace) -> Rates:
     """{loop: {"clock" or "processor": images a second in each round}}."""
     images, attributes = draw_faces(1024, size=64)
-    with StoreWriter(folder / "store", count=len(images), size=64, crop="square") as writer:
-        writer.add(images)
-        names = [f"{i}.png" for i in range(len(images))]
-        splits, source = np.zeros(len(images), np.uint8), [{"name": "drawn", "count": len(images)}]
-        store = writer.finish(attributes=attributes, attribute_names=TOY_ATTRIBUTES, splits=splits, names=names, source=source)
+    names = [f"{i}.png" for i in range(len(images))]
+    splits, source = np.zeros(len(images), np.uint8), [{"name": "drawn", "count": len(images)}]
+    store = write_store(folder / "store", images=images, attributes=attributes, attribute_names=TOY_ATTRIBUTES, splits=splits,
+                        names=names, crop="square", source=source)  # fmt: skip
     (folder / "png" / "all").mkdir(parents=True)
     for i, image in enumerate(images):
         Image.fromarray(image).save(folder / "png" / "all" / f"{i}.png")

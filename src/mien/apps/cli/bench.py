@@ -87,15 +87,13 @@ def opened(path: Path | None, stack: contextlib.ExitStack) -> FaceStore:
     if path is not None:
         return open_store(path)
     from mien.data.synthetic import TOY_ATTRIBUTES, draw_faces
-    from mien.data.writer import StoreWriter
+    from mien.data.writer import write_store
 
     images, attributes = draw_faces(FACES, size=64, seed=0)
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "faces"
-    with StoreWriter(folder, count=FACES, size=64, crop="square") as writer:
-        writer.add(images)
-        names, source = [f"{i}.png" for i in range(FACES)], [{"name": "drawn", "count": FACES}]
-        return writer.finish(attributes=attributes, attribute_names=TOY_ATTRIBUTES, splits=np.zeros(FACES, np.uint8), names=names,
-                             source=source)  # fmt: skip
+    names, source = [f"{i}.png" for i in range(FACES)], [{"name": "drawn", "count": FACES}]
+    return write_store(folder, images=images, attributes=attributes, attribute_names=TOY_ATTRIBUTES, splits=np.zeros(FACES, np.uint8),
+                       names=names, crop="square", source=source)  # fmt: skip
 
 
 def measure(
