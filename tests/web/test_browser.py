@@ -135,7 +135,7 @@ def test_tabs_by_keyboard(app, visit):
     for name in (*TABS[1:], TABS[0]):
         page.keyboard.press("ArrowRight")
         page.wait_for_selector(f"#{name}:visible")
-        assert page.evaluate("document.activeElement.id") == f"tab-{name}"
+        until(page, f"document.activeElement.id === 'tab-{name}'")
     page.keyboard.press("End")
     page.wait_for_selector("#compare:visible")
     page.keyboard.press("Tab")
@@ -238,7 +238,7 @@ def test_a_face_is_edited(app, visit):
     page.wait_for_selector("#edit .error:has-text('not an edit')")
 
 
-def test_odd_uploads_leave_it_working(app, visit, monkeypatch):
+def test_odd_uploads_leave_it_working(app, visit, monkeypatch, too_big):
     from mien.apps.web import sources
 
     from .test_editing import huge_png, picture
@@ -246,8 +246,9 @@ def test_odd_uploads_leave_it_working(app, visit, monkeypatch):
     monkeypatch.setattr(sources, "STEPS", 4)
     page = visit(app, "edit")
     picture_of(page, "#edit figure:nth-of-type(3) img")
-    for name, content in (("notes.png", b"only words"), ("wide.png", huge_png()), ("big.png", b"x" * 21_000_000)):
-        page.set_input_files("#edit input[accept*=image]", {"name": name, "mimeType": "image/png", "buffer": content})
+    for name, content in (("notes.png", b"only words"), ("wide.png", huge_png()), (too_big, None)):
+        given = name if content is None else {"name": name, "mimeType": "image/png", "buffer": content}
+        page.set_input_files("#edit input[accept*=image]", given)
         page.wait_for_selector("#edit .error:visible")
         said = page.text_content("#edit .error")
         assert said.endswith(".") and "Traceback" not in said and "Error" not in said
@@ -257,6 +258,35 @@ def test_odd_uploads_leave_it_working(app, visit, monkeypatch):
     page.set_input_files("#edit input[accept*=image]", {"name": "..%2f..%2fetc%2fpasswd.png", "mimeType": "image/png", "buffer": picture()})
     page.wait_for_selector("#edit p:has-text('Found, off by')")
     assert page.is_visible("#edit figure:nth-of-type(1) img")
+
+
+@pytest.fixture
+def too_big(tmp_path):
+    """A file larger than the app takes, by its name: to send its bytes to the browser would take many seconds."""
+    path = tmp_path / "big.png"
+    with path.open("wb") as file:
+        file.truncate(21_000_000)
+    return str(path)
+
+
+def test_a_late_answer_leaves_a_newer_complaint(app, visit, too_big):
+    page = visit(app, "edit")
+    before = picture_of(page, "#edit figure:nth-of-type(3) img")
+    page.evaluate("""() => {
+        const whole = window.fetch;
+        const held = new Promise(release => { window.release = release; });
+        window.fetch = (url, more) => url === 'api/edit' ? (window.asked = true, held.then(() => whole(url, more))) : whole(url, more);
+    }""")
+    page.get_by_role("button", name="Next face").click()
+    until(page, "window.asked")
+    page.set_input_files("#edit input[accept*=image]", too_big)
+    page.wait_for_selector("#edit .error:visible")
+    page.evaluate("window.release()")  # the next face, asked for before the picture was refused
+    after = becomes(page, "#edit figure:nth-of-type(3) img", before)
+    assert "20 MB" in page.text_content("#edit .error") and page.is_visible("#edit .error")
+    page.get_by_role("button", name="Next face").click()
+    becomes(page, "#edit figure:nth-of-type(3) img", after)
+    assert page.is_hidden("#edit .error")
 
 
 def test_channels_are_switched_off(app, visit):

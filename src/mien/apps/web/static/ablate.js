@@ -32,8 +32,8 @@ export function ablate(root, shared) {
   again.node.querySelector('.row').append(latent);
   root.append(el('div.stage', {}, error.node, el('div.trio', {}, before, after.node), table, again.node), controls);
   root.classList.add('panel', 'live');
-  const finder = new Latest('channels', 'ablate-channels', {show: listed, fail: error, busy: on => list.classList.toggle('busy', on)});
-  const latest = new Latest('edit', 'ablate', {show, fail: error, busy: on => after.node.classList.toggle('busy', on)});
+  const finder = new Latest('channels', 'ablate-channels', {show: listed, error, busy: on => list.classList.toggle('busy', on)});
+  const latest = new Latest('edit', 'ablate', {show, error, busy: on => after.node.classList.toggle('busy', on)});
 
   function point(event) {
     const box = picture.getBoundingClientRect();

@@ -29,9 +29,10 @@ export const pictureOf = (run, nimg) =>
 
 // Asks while a control is being moved: one question under way, and of those that come meanwhile only the last.
 // A question about another model, or one that takes long, does not wait: the one under way is dropped.
+// An answer takes back what was complained of before its question; what was said meanwhile, of something else, stays to be read.
 export class Latest {
-  constructor(name, panel, {show, fail, busy = () => {}}) {
-    Object.assign(this, {name, panel, show, fail, busy, flight: null, waiting: null});
+  constructor(name, panel, {show, error, fail = error, busy = () => {}}) {
+    Object.assign(this, {name, panel, show, error, fail, busy, flight: null, waiting: null});
   }
 
   ask(body) {
@@ -52,11 +53,14 @@ export class Latest {
   }
 
   async #fly(body) {
-    const flight = this.flight = {body, began: performance.now(), controller: new AbortController()};
+    const flight = this.flight = {body, began: performance.now(), heard: this.error.said, controller: new AbortController()};
     const timer = setTimeout(() => flight === this.flight && this.busy(true), 200);
     try {
       const told = await ask(this.name, body, {panel: this.panel, signal: flight.controller.signal});
-      if (flight === this.flight) { this.fail(''); this.show(told, body); }
+      if (flight === this.flight) {
+        if (flight.heard === this.error.said) this.error('');
+        this.show(told, body);
+      }
     } catch (error) {
       if (flight === this.flight && !(error instanceof Superseded)) this.fail(error.message);
     }
@@ -134,10 +138,11 @@ export function choices(legend, values, chosen, onchange) {
 
 export const button = (label, onclick, props = {}) => el('button', {type: 'button', onclick, ...props}, label);
 
-// Where a panel says what went wrong. Call it with '' when all is well again.
+// Where a panel says what went wrong. Call it with '' when all is well again. `said` counts the calls.
 export function complaint() {
   const node = el('p.error', {role: 'alert', hidden: true});
-  return Object.assign(text => { node.hidden = !text; node.textContent = text; }, {node});
+  const say = text => { node.hidden = !text; node.textContent = text; say.said++; };
+  return Object.assign(say, {node, said: 0});
 }
 
 // --- keeping what is shown ---------------------------------------------------------------------------------------------

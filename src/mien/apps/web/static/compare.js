@@ -25,7 +25,8 @@ export function compare(root, shared) {
       report(host, page.querySelector('header .verdict').outerHTML + (page.querySelector('header .runs')?.outerHTML ?? '') + page.querySelector('main').innerHTML);
       again.command = answer.command;
     },
-    fail: text => { error(text); if (text) clear(); },
+    error,
+    fail: text => { error(text); clear(); },
     busy: on => shared.say(on ? 'Comparing …' : ''),
   });
 

@@ -5,7 +5,7 @@ import {facePicker, judged} from './face.js';
 
 export function edit(root, shared) {
   const error = complaint();
-  let face = null, own = {}, attributes = {}, directions = {}, loaded = [], answer = null, fresh = true, filled = null;
+  let face = null, own = {}, attributes = {}, directions = {}, loaded = [], accepted = loaded, answer = null, fresh = true, filled = null;
   const picker = facePicker(shared, 'edit', changed, error, {photos: true});
   const sliders = el('fieldset.sliders', {hidden: true}, el('legend', {}, 'Attributes'));
   const ways = el('fieldset.sliders', {}, el('legend', {}, 'Directions'));
@@ -28,7 +28,7 @@ export function edit(root, shared) {
   const hint = el('p.soft', {}, 'Move a slider, and see what changes, and what changes with it.');
   root.append(el('div.stage', {}, error.node, el('div.trio', {}, photo.node, before.node, after.node), hint, table, again.node), controls);
   root.classList.add('panel', 'live');
-  const latest = new Latest('edit', 'edit', {show, fail: error, busy: on => after.node.classList.toggle('busy', on)});
+  const latest = new Latest('edit', 'edit', {show, error, fail: refused, busy: on => after.node.classList.toggle('busy', on)});
 
   function question() {
     const to = Object.fromEntries(Object.entries(attributes).filter(([name, row]) => Math.abs(row.value - own[name]) > 1e-6).map(([name, row]) => [name, row.value]));
@@ -38,8 +38,9 @@ export function edit(root, shared) {
 
   function draw() { if (face && shared.about) latest.ask(question()); }
 
-  function show(told) {
+  function show(told, {edits}) {
     answer = told;
+    accepted = edits;
     before.show(told.before, 'The face before');
     after.show(told.after, told.command ? `The face after: ${told.command}` : 'The face, not changed yet');
     photo.node.hidden = !told.photo;
@@ -51,6 +52,11 @@ export function edit(root, shared) {
     latent.hidden = !told.face;
   }
 
+  function refused(text) {
+    error(text);
+    if (loaded !== accepted) use(accepted);  // the saved edit that was just given is the trouble
+  }
+
   function changed(chosen, picture) {
     face = chosen;
     if (!face) { latest.cancel(); photo.node.hidden = false; photo.show(picture, 'Your photo, cropped'); return; }
@@ -59,9 +65,14 @@ export function edit(root, shared) {
     draw();
   }
 
+  function use(edits) {
+    loaded = edits;
+    used.textContent = edits.length ? `${edits.length} saved ${edits.length > 1 ? 'edits are' : 'edit is'} applied first.` : '';
+  }
+
   function reset() {
-    loaded = [];
-    used.textContent = '';
+    use([]);
+    accepted = loaded;
     for (const [name, row] of Object.entries(attributes)) row.value = own[name] ?? 0;
     for (const row of Object.values(directions)) row.value = 0;
     strength.value = 1;
@@ -73,10 +84,7 @@ export function edit(root, shared) {
     file.value = '';
     if (!given) return;
     if (given.size > 1e6) return error('That file is too large to be an edit.');
-    loaded = [...loaded, await given.text()];
-    used.textContent = `${loaded.length} saved ${loaded.length > 1 ? 'edits are' : 'edit is'} applied first.`;
-    const before = loaded;
-    latest.fail = text => { error(text); latest.fail = error; if (text && loaded === before) { loaded = loaded.slice(0, -1); used.textContent = ''; } };
+    use([...loaded, await given.text()]);
     draw();
   }
 
@@ -108,7 +116,7 @@ export function edit(root, shared) {
     favourites: picker.favourites,
     take(given) { fresh = false; picker.take(given); },
     model(about) {
-      face = null; fresh = true; filled = null; directions = {}; loaded = [];
+      face = null; fresh = true; filled = null; directions = {}; use([]); accepted = loaded;
       attributes = Object.fromEntries(about.attributes.map(name => [name, slider(name.replaceAll('_', ' '), {min: -1, max: 2, step: 0.05, value: 0, oninput: () => draw()})]));
       sliders.hidden = !about.attributes.length;
       sliders.replaceChildren(el('legend', {}, 'Attributes'), ...Object.values(attributes).map(row => row.row));

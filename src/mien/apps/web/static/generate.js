@@ -29,7 +29,7 @@ export function generate(root, shared) {
   root.classList.add('panel', 'afloat');
 
   let rows = {}, chosen = null, told = [];
-  const latest = new Latest('generate', 'generate', {show, fail, busy(on) { faces.ariaBusy = on; faces.classList.toggle('busy', on); if (on) shared.say('Drawing …'); else shared.say(''); }});
+  const latest = new Latest('generate', 'generate', {show, error, fail, busy(on) { faces.ariaBusy = on; faces.classList.toggle('busy', on); if (on) shared.say('Drawing …'); else shared.say(''); }});
 
   function question() {
     const where = Object.fromEntries(Object.entries(rows).filter(([, row]) => row.value !== null).map(([name, row]) => [name, row.value]));
@@ -38,7 +38,7 @@ export function generate(root, shared) {
 
   function draw() { if (shared.about && !Number.isNaN(seed.valueAsNumber)) latest.ask(question()); }
 
-  function fail(text) { error(text); if (text) { told = []; faces.replaceChildren(); again.command = ''; detail.hidden = true; } }
+  function fail(text) { error(text); told = []; faces.replaceChildren(); again.command = ''; detail.hidden = true; }
 
   function show(answer) {
     welcome.hidden = true;

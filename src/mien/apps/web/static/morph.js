@@ -24,7 +24,7 @@ export function morph(root, shared) {
   const again = keepsake(['mp4', 'gif', 'png'].map(kind => button(kind === 'png' ? 'Strip' : kind.toUpperCase(), () => download(kind), {'aria-label': `Download ${kind === 'png' ? 'a strip of the frames' : kind.toUpperCase()}`})));
   root.append(el('div.stage', {}, error.node, el('div.player', {}, screen, scrub.row, play), again.node), controls);
   root.classList.add('panel', 'live');
-  const latest = new Latest('morph', 'morph', {show, fail: error, busy: on => { screen.classList.toggle('busy', on); shared.say(on ? 'Drawing the film …' : ''); }});
+  const latest = new Latest('morph', 'morph', {show, error, busy: on => { screen.classList.toggle('busy', on); shared.say(on ? 'Drawing the film …' : ''); }});
 
   function tick(label) {
     const box = el('input', {type: 'checkbox', id: freshId(), onchange: () => draw()});
