@@ -26,6 +26,7 @@ GO, STEER, STOP, BACK, LEAVE = range(5)
 """Words before a step, the greatest counts: step on; new knobs follow; end after what is done; an earlier state follows; it is over."""
 STEP_TIMEOUT_S = 600  # a process that is there but does not come; one that dies is noticed at once, since its connections close
 LEADER_TIMEOUT_S = 4 * 3600  # the others wait this long while rank 0 writes and scores
+AWAKE_S = 0.02  # on a CPU a process waits this long for a sum without falling asleep: to be woken up takes longer than most sums
 BUCKET = 2**22  # numbers added up at once, 16 MiB
 
 
@@ -170,7 +171,15 @@ class Sum(torch.autograd.Function):
 
 def _all_reduce(tensor: Tensor) -> None:
     with _reaching():
-        dist.all_reduce(tensor)
+        work = dist.all_reduce(tensor, async_op=True)
+        if tensor.device.type == "cpu":
+            end_s = time.perf_counter() + AWAKE_S
+            while not work.is_completed() and time.perf_counter() < end_s:
+                _step_aside()
+        work.wait()
+
+
+_step_aside = getattr(os, "sched_yield", lambda: time.sleep(0))  # lets the thread that does the sum go first
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
