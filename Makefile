@@ -48,8 +48,10 @@ demo: $(STORE)/manifest.json | $(VENV)/.base
 	$(MIEN) train $(STORE) --preset demo --run $(RUN) $$(grep -q '"Smiling"' $(STORE)/manifest.json || echo --set data.attributes=[])
 	$(MIEN) sample $(RUN) --out $(RUN)/faces.png --grid
 	$(MIEN) report $(RUN)
+	$(MIEN) sample celeba64 --count 100 --out $(RUN)/samples/celeba64.png
 	@echo
 	@echo "Look at $(RUN)/faces.png: one row per combination of attributes, the same latents in each."
+	@echo "One hundred faces that nobody picked out: $(RUN)/samples/mosaic.png; beside them celeba64.png, from the model that comes with mien."
 	@echo "$(RUN)/report.html tells how the training went. More faces: $(MIEN) sample $(RUN) --out faces --where Smiling=1"
 
 lint: $(VENV)/.dev

@@ -20,6 +20,7 @@ from mien.models.resample import Double, Halve
 LEAK = 0.2
 GAIN = math.sqrt(2 / (1 + LEAK**2))  # He et al. 2015: keeps the variance through a leaky ReLU
 EXPANSION = 2
+CONDITION = 0.5  # standard deviation of the condition's embedding, beside a latent of 1
 
 
 def begin(layer: nn.Conv2d | nn.Linear, gain: float) -> None:
@@ -109,7 +110,7 @@ class R3Generator(nn.Module):
     group              channels a group of the 3x3 convolutions; fewer groups where the channels do not divide
     wide_px            side of the largest map that has the full width
     min_width          fewest channels of a map
-    condition          "none", or "concat": a linear embedding of the signed attributes, as long as z, beside z
+    condition          "none", or "concat": an affine embedding of the signed attributes, as long as z and half as large, beside z
 
     The last layer has no tanh, so pixels may lie a little outside -1..1. Raises UserError for a value that is none of these.
     """
@@ -132,8 +133,11 @@ class R3Generator(nn.Module):
         self.size, self.attributes, self.z_dim, self.condition = size, attributes, z_dim, condition
         self.embedding = None
         if condition == "concat" and attributes:
-            self.embedding = nn.Linear(attributes, z_dim, bias=False)
-            begin(self.embedding, 1.0)
+            self.embedding = nn.Linear(attributes, z_dim)
+            # With the bias as one more input. Without it opposite attributes would begin as negatives of one another (nothing else here has
+            # a bias before the first activation), and what all faces share could only be learnt as a difference between conditions.
+            nn.init.normal_(self.embedding.weight, 0.0, CONDITION / math.sqrt(attributes + 1))
+            nn.init.normal_(self.embedding.bias, 0.0, CONDITION / math.sqrt(attributes + 1))
         sides = resolutions(size)
         stages: dict[str, nn.Module | None] = {}
         last, depth = 0, blocks * len(sides)
