@@ -70,9 +70,9 @@ def test_half_weights_are_a_model_that_draws_the_same(scored_run, tmp_path, tiny
     out = tmp_path / "small"
     result = mien("export", scored_run, "--out", out, "--half")
     assert result.exit_code == 0, result.output
-    assert sorted(path.name for path in out.iterdir()) == ["README.md", "small.json", "small.safetensors"]
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "run.json", "run.safetensors"]  # named by the run
     assert re.search(r"at most (\d+) of 255 levels", result.stderr)
-    full, half = (scored_run / "snapshots" / "000001kimg.safetensors").stat().st_size, (out / "small.safetensors").stat().st_size
+    full, half = (scored_run / "snapshots" / "000001kimg.safetensors").stat().st_size, (out / "run.safetensors").stat().st_size
     assert half < 0.62 * full
     model = load_generator(out)
     assert (model.attribute_names, model.size, model.meta["precision"]) == (("Male", "Smiling"), 32, "fp16")
@@ -92,10 +92,10 @@ def test_the_card_tells_what_was_measured_and_nothing_else(scored_run, tmp_path)
         assert said in text, said
     assert "99" not in text.split("How good")[1].split("Protocol")[0] and "77" not in text.split("How good")[1].split("Protocol")[0]
     assert "train.seed" not in text and "003702" not in text  # neither defaults nor the names of training pictures
-    note = json.loads((out / "card.json").read_text())
+    note = json.loads((out / "run.json").read_text())
     assert "003702" not in json.dumps(note) and str(scored_run.parent) not in json.dumps(note)
     assert cards.gather(load_generator(out)) == note["card"]  # an exported model still knows its scores
-    result = mien("export", out, "--out", tmp_path / "again", "--name", "card")
+    result = mien("export", out, "--out", tmp_path / "again")
     assert result.exit_code == 0 and (tmp_path / "again" / "README.md").read_text(encoding="utf-8") == text
 
 
@@ -205,7 +205,7 @@ def test_without_attributes_and_in_half(tmp_path):
     plain = LoadedGenerator(net, (), 32, 4, meta, tmp_path / "none.safetensors")
     done = package.export(plain, tmp_path / "plain", form="onnx", half=True)
     assert done.parity is not None and done.parity <= 1e-5  # the very weights that fp16 holds
-    model = onnx.load(tmp_path / "plain" / "plain.onnx")
+    model = onnx.load(tmp_path / "plain" / "none.onnx")
     assert [value.name for value in model.graph.input] == ["latent"]
     large = [each for each in model.graph.initializer if len(each.dims) > 1 and np.prod(each.dims) > 64]
     assert large and all(each.data_type == onnx.TensorProto.FLOAT16 for each in large)

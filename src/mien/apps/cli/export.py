@@ -16,7 +16,7 @@ def export(
     form: Annotated[str, typer.Option("--format", metavar="NAME", help="safetensors (a MODEL for mien), onnx (for other programs) or web "
                                       "(a page that runs it in the browser).")] = "safetensors",
     half: Annotated[bool, typer.Option("--half", help="Keep the weights in fp16: half the size.")] = False,
-    name: Annotated[str | None, typer.Option(metavar="NAME", help="What to call the model.  [default: the folder's name]")] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="What to call the model.  [default: the run's or the file's]")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a folder that mien export wrote.")] = False,
 ) -> None:
     """Write a model as safetensors, as ONNX, or as a web page that runs it.

@@ -68,14 +68,14 @@ class Exported:
 def export(
     generator: LoadedGenerator, out: Path, *, form: str, half: bool = False, name: str | None = None, force: bool = False
 ) -> Exported:
-    """Write the folder `out`: the model as `form`, and README.md, its card. The model's `name`: by default the folder's.
+    """Write the folder `out`: the model as `form`, and README.md, its card. The model's `name`: by default the run's or the file's.
 
     Raises UserError for another form, a folder that is there already (without `force`), and whatever keeps the form from holding the model.
     """
     if form not in FORMATS:
         raise UserError(f"No format is named {form!r}: there are {', '.join(FORMATS)}.{did_you_mean(form, FORMATS)}")
     check_place(out, force=force)
-    name = name or out.resolve().name
+    name = name or own_name(generator.path)
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
         raise UserError(f"A model's name is letters, digits, '-', '_' and '.', not {name!r}: give --name.")
     out.resolve().parent.mkdir(parents=True, exist_ok=True)
@@ -90,6 +90,12 @@ def export(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Exported(out, name, size, parity, moved)
+
+
+def own_name(snapshot: Path) -> str:
+    """What a model is called: by its run where the file is in one (snapshots/000320kimg says little), else by the file."""
+    run = run_of(snapshot)
+    return run.name if run else snapshot.stem
 
 
 def bundle(generator: LoadedGenerator, name: str, *, weights: Path, cards: Path) -> Exported:
