@@ -52,7 +52,8 @@ def scores(run: Path, store: Path) -> dict[str, findings.Score]:
     digest = open_store(store).digest
     for _ in range(2):
         found = {score.metric: score for score in findings.scores(Run.open(run))
-                 if score.nimg == last and score.protocol.get("store") == digest and score.protocol.get("split") == "val"}  # fmt: skip
+                 if score.nimg == last and score.protocol.get("store") == digest and score.protocol.get("split") == "val"
+                 and "precision" not in score.protocol}  # fmt: skip
         if set(METRICS) <= found.keys():
             break
         mien("eval", model, "--data", store, "--split", "val", "--metrics", "fd,kid,prdc,memorization")

@@ -100,6 +100,15 @@ def test_the_best_is_chosen_by_the_protocol_that_tells_most_snapshots_apart_and_
     assert run.best_snapshot().name == "000002kimg.safetensors"
 
 
+def test_scores_of_another_precision_are_not_ranked_with_the_rest(run):
+    """A protocol that names none is of before there was a choice: fp32."""
+    for nimg in (1000, 2000, 3000):
+        (run.path / "snapshots" / f"{kimg_name(nimg)}.safetensors").touch()
+    for nimg, value, said in ((1000, 9.0, {}), (2000, 7.0, {"precision": "fp32"}), (3000, 8.0, {}), (3000, 1.0, {"precision": "bf16"})):
+        run.append("metrics", nimg, metric="fd-face", value=value, protocol={"split": "val", **said})
+    assert run.best_snapshot().name == "000002kimg.safetensors"
+
+
 def test_write_json_leaves_the_old_file_when_it_fails(tmp_path):
     write_json(tmp_path / "a.json", {"a": 1})
     with pytest.raises(TypeError):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 FORMAT = "mien-run/1"
 REALS_OWN = "the reals' own"  # conditions drawn as the reference has them
 SAME_PROTOCOL = ("store", "crop", "size", "split", "n_real", "n_fake", "features", "weights_sha256", "ema", "truncation", "conditions",
-                 "trained_on")  # fmt: skip
+                 "trained_on", "precision")  # fmt: skip
 _STARTED_S = time.time()
 STALE_AFTER_S = 600  # a "running" status older than this on another machine is taken for dead
 
@@ -367,12 +367,12 @@ def _key(metric: dict[str, Any]) -> list[Any]:
 
 
 def protocol_key(protocol: dict[str, Any]) -> list[Any]:
-    """What must agree for two scores to be ranked. Two snapshots' own names and dates may differ.
+    """What must agree for two scores to be ranked. Two snapshots' own names and dates may differ. No precision means fp32.
 
     A model without conditions is scored on the law it has learnt, a conditional one on the reals' own: both against the same reals.
     """
     asked = {**protocol, "conditions": REALS_OWN} if protocol.get("conditions") == "none" else protocol
-    return [asked.get(key) for key in SAME_PROTOCOL]
+    return [None if asked.get(key) == "fp32" else asked.get(key) for key in SAME_PROTOCOL]
 
 
 def try_lock(file: IO[bytes]) -> bool:

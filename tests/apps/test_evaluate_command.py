@@ -60,6 +60,15 @@ def test_scores_of_a_run_are_printed_with_their_protocol_and_written(run, store_
     assert score["value"] == lines[0]["value"] and score["details"]["reals_from_cache"] and len(run.metrics()) == len(lines) + 1
 
 
+def test_only_another_precision_than_fp32_is_spoken_of(run, store_folder):
+    asked = (run.path, "--data", store_folder, "--metrics", "kid", "--features", "random", "--device", "cpu")
+    plain, other = run_eval(*asked), run_eval(*asked, "--precision", "bf16")
+    assert plain.exit_code == other.exit_code == 0, other.output
+    assert "features random in bf16; mien" in " ".join(other.stdout.split())
+    assert "fp32" not in plain.stdout and "precision" not in plain.stdout
+    assert [line["protocol"].get("precision") for line in run.metrics()] == [None, "bf16"]
+
+
 def test_a_store_and_a_folder_can_be_scored(store_folder, tmp_path):
     from PIL import Image
 
@@ -75,7 +84,8 @@ def test_a_store_and_a_folder_can_be_scored(store_folder, tmp_path):
 
 def test_mistakes_are_user_errors(run, store_folder):
     for arguments, word in ((["--metrics", "kdi"], "kid"), (["--protocol", "clean"], "torcheval"), (["--features", "fase"], "face"),
-                            (["--protocol", "torcheval", "--metrics", "fd"], "leave out")):  # fmt: skip
+                            (["--protocol", "torcheval", "--metrics", "fd"], "leave out"), (["--precision", "fp16"], "fp32, bf16"),
+                            (["--protocol", "torcheval", "--precision", "bf16"], "fp32 alone")):  # fmt: skip
         said = run_eval(run.path, "--data", store_folder, *arguments)
         assert isinstance(said.exception, UserError) and word in str(said.exception)
 

@@ -26,7 +26,7 @@ def everything(toys, toy_store, tmp_path_factory):
     import mien.metrics.judge as judge
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(judge, "load_judge", lambda path=None, device="cpu": toys.judge)
+        patch.setattr(judge, "load_judge", lambda *_, **__: toys.judge)
         patch.setenv("MIEN_CACHE", str(tmp_path_factory.mktemp("cache")))
         stages = []
         first = evaluate(toys.generator(), toy_store, progress=lambda *told: stages.append(told), with_bias_curve=True, **COMMON)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from mien.metrics.protocol import Estimate, Protocol, Score
+from mien.runs import protocol_key
 
 FIELDS = {"store": "ab" * 32, "data": "faces", "crop": "center178", "size": 64, "split": "val", "n_real": 2000, "n_fake": 2000,
           "features": "face", "weights_sha256": "cd" * 32, "model": "run/000320kimg", "nimg": 320_000, "ema": True, "truncation": 1.0,
@@ -36,6 +37,16 @@ def test_printing_says_the_protocol():
     text = str(Score.of("fd-face", Estimate(value=3.0, low=2.5, high=3.5), protocol=Protocol.now(**FIELDS), floor=1.0))
     for part in ("fd-face 3 [2.5, 3.5], reals 1", "2,000 of run/000320kimg", "EMA weights", "faces val", "center178", "face cdcdcdcd"):
         assert part in text
+
+
+def test_a_precision_is_said_when_it_is_not_fp32():
+    """A line in fp32 reads as those do that were written before there was a choice."""
+    protocols = (Protocol.now(**FIELDS), Protocol.now(**FIELDS, precision="bf16"))
+    plain, other = (Score.of("fd-face", Estimate(value=3.0), protocol=protocol) for protocol in protocols)
+    assert plain.protocol.precision == "fp32" and "precision" not in plain.record()["protocol"] and "fp32" not in str(plain)
+    assert other.record()["protocol"]["precision"] == "bf16" and "face cdcdcdcd in bf16;" in str(other)
+    keys = [protocol_key(score.record()["protocol"]) for score in (plain, other)]
+    assert keys[0] != keys[1] and protocol_key({**FIELDS, "precision": "fp32"}) == protocol_key(FIELDS) == keys[0]
 
 
 def test_an_estimate_is_a_number():

@@ -75,7 +75,15 @@ def test_higher_is_better_where_it_is(pair):
 
 
 @pytest.mark.parametrize(
-    "change", [{"split": "train"}, {"n_fake": 50_000}, {"crop": "center140"}, {"store": "0" * 64}, {"weights_sha256": "f" * 64}]
+    "change",
+    [
+        {"split": "train"},
+        {"n_fake": 50_000},
+        {"crop": "center140"},
+        {"store": "0" * 64},
+        {"weights_sha256": "f" * 64},
+        {"precision": "bf16"},
+    ],
 )
 def test_different_protocols_are_flagged_and_not_ranked(pair, change):
     rescore(pair[1], value=1.0, protocol=change)

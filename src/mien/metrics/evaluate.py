@@ -37,11 +37,12 @@ def evaluate(model: LoadedGenerator | FaceStore | Path, store: FaceStore, *, met
              count: int = 10_000, split: str = "val", seed: int = 0, truncation: float = 1.0, device: str = "cpu",
              weights: str | Path | None = None, latents: int = 1000, with_bias_curve: bool = False, cache: bool = True,
              name: str | None = None, progress: Progress | None = None, on_problem: Callable[[str], None] | None = None,
-             ranks: Ranks | None = None) -> list[Score]:
+             precision: str = "fp32", ranks: Ranks | None = None) -> list[Score]:
     """Scores of `model` (a loaded generator, a folder of pictures, or another store) against `count` images of a split of `store`.
 
     metrics: names from METRICS; None takes all that apply. As many faces are made as there are reference images (at most the split's), and
     asked for exactly the reals' attributes, so that no score measures a shift of labels. `latents`: faces that attributes are asked with.
+    precision: of the features and the judge, fp32 or bf16; the faces are made in fp32 all the same.
     progress(stage, done, total) is called as images go by. Raises UserError for what cannot be measured; with on_problem, the word goes
     there instead and the other metrics are scored all the same. `ranks`: processes that measure together; the first gets the scores, the
     others none.
@@ -50,7 +51,7 @@ def evaluate(model: LoadedGenerator | FaceStore | Path, store: FaceStore, *, met
     if unknown:
         raise UserError(f"No metric is named {unknown[0]}.{did_you_mean(unknown[0], METRICS)} There are: {', '.join(METRICS)}.")
     subject = open_subject(model, store, features=features, count=count, split=split, seed=seed, truncation=truncation, device=device,
-                           weights=weights, latents=latents, cache=cache, name=name, progress=progress, ranks=ranks)
+                           weights=weights, latents=latents, cache=cache, name=name, progress=progress, precision=precision, ranks=ranks)
     if ranks is not None and ranks.rank > 0:
         subject.help()
         return []
@@ -102,7 +103,8 @@ def _protocol(subject: Subject) -> Protocol:
                         weights_sha256=subject.extractor.weights_sha256, model=subject.name, nimg=meta.get("nimg"),
                         ema=None if "ema" not in meta else bool(meta["ema"]), truncation=subject.truncation, seed=subject.seed,
                         conditions=subject.conditions, device=subject.extractor.device,
-                        trained_on=subject.extractor.name if subject.extractor.name in meta.get("trained_on", ()) else None)
+                        trained_on=subject.extractor.name if subject.extractor.name in meta.get("trained_on", ()) else None,
+                        precision=subject.extractor.precision)
 
 
 def _compared(subject: Subject, function: Callable[..., dict[str, Estimate]], names: dict[str, str]) -> Found:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,10 @@ from torch.nn import functional as F
 from mien.data.store import file_sha256
 from mien.errors import UserError, did_you_mean
 from mien.metrics import backbones
+from mien.metrics.precision import arithmetic, check_precision
 
 BATCH = 64
+IN_BF16 = ("face", "pixels", "random")  # the first was shown to give the same scores (docs/benchmarks.md), the others are for tests
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Extractor:
     """A feature space. Called with uint8 [N, 3, R, R] on any device, it returns float32 [N, F] on the CPU.
 
     note: what the features are, for people. weights_sha256: of the weights file (None: there are no weights).
+    precision: of the convolutions.
     """
 
     name: str
@@ -35,19 +38,29 @@ class Extractor:
     device: str
     net: Callable[[Tensor], Tensor | np.ndarray]
     float_net: nn.Module | None = None  # torchvision-inception only: the network torcheval is given, float [N, 3, R, R] in 0..1
+    precision: str = "fp32"
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"features are made from uint8 images [N, 3, R, R], not {images.dtype} {list(images.shape)}")
-        return torch.as_tensor(self.net(images.to(self.device))).float().cpu()
+        with arithmetic(self.precision, self.device):
+            features = self.net(images.to(self.device))
+        return torch.as_tensor(features).float().cpu()
 
 
-def build_extractor(name: str, *, device: str = "cpu", weights: str | Path | None = None) -> Extractor:
-    """The feature space `name`, one of EXTRACTORS. weights: a file in place of the usual one. Raises UserError for what is missing."""
+def build_extractor(name: str, *, device: str = "cpu", weights: str | Path | None = None, precision: str = "fp32") -> Extractor:
+    """The feature space `name`, one of EXTRACTORS. weights: a file in place of the usual one. precision: one of PRECISIONS.
+
+    Raises UserError for what is missing, and for features whose scores bf16 may move.
+    """
+    check_precision(precision)
     if name not in EXTRACTORS:
         raise UserError(f"No features are named {name}.{did_you_mean(name, EXTRACTORS)} There are: {', '.join(EXTRACTORS)}.")
-    return EXTRACTORS[name](device, None if weights is None else Path(weights))
+    if precision != "fp32" and name not in IN_BF16:
+        raise UserError(f"The features {name} are extracted in fp32 alone: only for face is it shown that {precision} moves no score. "
+                        "Leave out --precision.")
+    return replace(EXTRACTORS[name](device, None if weights is None else Path(weights)), precision=precision)
 
 
 def extract(extractor: Callable[[Tensor], Tensor | np.ndarray], images: Tensor | np.ndarray | Iterable[Tensor], *, batch: int = BATCH,
@@ -145,6 +158,7 @@ class RandomNet(nn.Module):
         x = images.float() / 127.5 - 1
         for kernel in self.kernels:
             x = F.leaky_relu(F.conv2d(x, kernel, stride=2, padding=1), 0.2)
+        x = x.float()
         return torch.cat([x.mean(dim=(2, 3)), x.std(dim=(2, 3))], dim=1)  # [N, 64]
 
 

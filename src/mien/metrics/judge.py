@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mien.metrics.calibration import sigmoid
+from mien.metrics.precision import arithmetic, check_precision
 from mien.models.classifier import FaceClassifier, load_classifier, prepare_images
 
 
@@ -19,6 +20,7 @@ class Judge:
     Images are uint8 [N, 3, R, R], 0..255, R from 32 to 1024, cropped as the training data were (center178 of an aligned CelebA image: the
     whole width); other sizes than 64 px are resized as `models.classifier.prepare_images` says. Quantise generated images first.
     meta: the .json of the weights; `meta["validation"]["attributes"][NAME]["accuracy"]` is what to expect on real images.
+    precision: of the convolutions; features, logits and probabilities are fp32 always.
     """
 
     net: FaceClassifier
@@ -26,6 +28,7 @@ class Judge:
     weights_sha256: str
     meta: dict[str, Any]
     name: str = "face"
+    precision: str = "fp32"
 
     @property
     def device(self) -> torch.device:
@@ -43,14 +46,13 @@ class Judge:
     def features(self, images: Tensor, batch: int = 256) -> np.ndarray:
         """float32 [N, F]: what the linear head sees, one number a channel of the last map."""
         check_images(images)
-        parts = [self.net.features(self._prepared(part)).cpu() for part in images.split(batch)]
-        return torch.cat(parts).numpy()
+        return torch.cat([self._features(part).cpu() for part in images.split(batch)]).numpy()
 
     @torch.no_grad()
     def logits(self, images: Tensor, batch: int = 256) -> np.ndarray:
         """float32 [N, A], not calibrated."""
         check_images(images)
-        return torch.cat([self.net(self._prepared(part)).cpu() for part in images.split(batch)]).numpy()
+        return torch.cat([self.net.head(self._features(part)).cpu() for part in images.split(batch)]).numpy()
 
     def probabilities(self, images: Tensor, batch: int = 256) -> np.ndarray:
         """float32 [N, A] in 0..1, calibrated: of images given 0.8, eight in ten real ones have the attribute."""
@@ -70,8 +72,10 @@ class Judge:
             logits = logits * np.array(fitted["scale"]) + np.array(fitted["bias"])
         return sigmoid(logits).astype(np.float32)
 
-    def _prepared(self, images: Tensor) -> Tensor:
-        return prepare_images(images.to(self.device)).contiguous(memory_format=torch.channels_last)
+    def _features(self, images: Tensor) -> Tensor:
+        prepared = prepare_images(images.to(self.device)).contiguous(memory_format=torch.channels_last)
+        with arithmetic(self.precision, self.device):
+            return self.net.features(prepared)
 
 
 def check_images(images: Tensor) -> None:
@@ -82,8 +86,9 @@ def check_images(images: Tensor) -> None:
         raise ValueError(f"the judge takes square images of 32 to 1024 px, got {images.shape[2]}x{images.shape[3]}")
 
 
-def load_judge(path: str | Path | None = None, *, device: str | torch.device = "cpu") -> Judge:
+def load_judge(path: str | Path | None = None, *, device: str | torch.device = "cpu", precision: str = "fp32") -> Judge:
     """The bundled judge, or the one at `path` (.safetensors, its .json beside it). UserError when missing, damaged or no classifier."""
+    check_precision(precision)
     net, meta = load_classifier(None if path is None else Path(path))
     net = net.to(device, memory_format=torch.channels_last)     # type: ignore[call-overload]
-    return Judge(net=net, attribute_names=tuple(meta["attributes"]), weights_sha256=meta["sha256"], meta=meta)
+    return Judge(net=net, attribute_names=tuple(meta["attributes"]), weights_sha256=meta["sha256"], meta=meta, precision=precision)

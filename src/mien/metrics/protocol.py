@@ -38,6 +38,7 @@ class Protocol:
     feature space. ema: whether the generator is the averaged one (None: unknown, or no generator). truncation: scale of the latents.
     conditions: the law of the attributes asked for. nimg: images the model was trained on. trained_on: `features`, when the model's own
     loss looked at them, so that a score in them is no measure of faces; None otherwise.
+    precision: in which the features were extracted, fp32 or bf16.
     """
 
     store: str
@@ -57,6 +58,7 @@ class Protocol:
     conditions: str
     device: str
     trained_on: str | None = None
+    precision: str = "fp32"
     mien: str = mien.__version__
     torch: str = ""
     date: str = ""
@@ -68,14 +70,19 @@ class Protocol:
 
         return cls(torch=torch.__version__, date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), **fields)
 
+    def record(self) -> dict[str, Any]:
+        """Plain data. `precision` is absent when it is fp32, as in all scores from before there was another."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if (name, value) != ("precision", "fp32")}
+
     def line(self) -> str:
         """One line for people: reference, numbers, features, model, versions."""
         weights = f" {self.weights_sha256[:8]}" if self.weights_sha256 else ""
         ema = {True: "EMA weights", False: "raw weights", None: "as given"}[self.ema]
         truncation = "" if self.truncation == 1 else f", truncation {self.truncation:g}"
+        features = self.features + weights + ("" if self.precision == "fp32" else f" in {self.precision}")
         told = " (the model was TRAINED on them)" if self.trained_on else ""
         return (f"{self.n_fake:,} of {self.model} ({ema}{truncation}, seed {self.seed}, attributes {self.conditions}) v {self.n_real:,} of "
-                f"{self.data} {self.split} ({self.store[:8]}, {self.crop}, {self.size} px); features {self.features}{weights}{told}; "
+                f"{self.data} {self.split} ({self.store[:8]}, {self.crop}, {self.size} px); features {features}{told}; "
                 f"mien {self.mien}, torch {self.torch}, {self.device}, {self.date}")
 
 
@@ -105,7 +112,7 @@ class Score:
         """The fields of a line in metrics.jsonl beyond `nimg` and `time_s`; plain data only."""
         details = {"interval": self.interval, **self.details}
         return {"metric": self.metric, "value": self.value, "low": self.low, "high": self.high, "floor": self.floor,
-                "protocol": dataclasses.asdict(self.protocol), "details": details}
+                "protocol": self.protocol.record(), "details": details}
 
     def line(self) -> dict[str, Any]:
         """A whole line of metrics.jsonl."""

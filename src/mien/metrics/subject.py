@@ -149,12 +149,12 @@ class Subject:
     def judge(self) -> Judge:
         from mien.metrics.judge import load_judge
 
-        return load_judge(device=self.extractor.device)
+        return load_judge(device=self.extractor.device, precision=self.extractor.precision)
 
     @cached_property
     def real_probabilities(self) -> np.ndarray:
         """[N, J]: the judge's probabilities of the reference."""
-        key = content_key("probabilities", FEATURES_VERSION, self.store.digest, self.reference, self.judge.weights_sha256)
+        key = self._key("probabilities", FEATURES_VERSION, self.store.digest, self.reference, self.judge.weights_sha256)
         array, found = cached(key, lambda: self._measured("probabilities", self.reference, "judging reals"), use=self.cache)
         self.from_cache &= found
         return array
@@ -173,10 +173,15 @@ class Subject:
         return both[:, :known].astype(np.float64), both[:, known:].astype(np.float64)
 
     def _of_reals(self, indices: np.ndarray, stage: str) -> np.ndarray:
-        key = content_key(self.extractor.name, FEATURES_VERSION, self.extractor.weights_sha256, self.store.digest, indices)
+        key = self._key(self.extractor.name, FEATURES_VERSION, self.extractor.weights_sha256, self.store.digest, indices)
         array, found = cached(key, lambda: self._measured("features", indices, stage), use=self.cache)
         self.from_cache &= found
         return array
+
+    def _key(self, *parts: Any) -> str:
+        """Of an entry of the cache. fp32 adds nothing to it: entries from before there was another precision still stand."""
+        precision = self.extractor.precision
+        return content_key(*parts) if precision == "fp32" else content_key(*parts, precision)
 
     # --- the work itself, in one process or several ---------------------------------------------------------------------
 
@@ -242,7 +247,7 @@ class Subject:
 
 def open_subject(model: LoadedGenerator | FaceStore | Path, store: FaceStore, *, features: str, count: int, split: str, seed: int,
                  truncation: float, device: str, weights: str | Path | None, latents: int, cache: bool, name: str | None,
-                 progress: Progress | None, ranks: Ranks | None = None) -> Subject:
+                 progress: Progress | None, precision: str = "fp32", ranks: Ranks | None = None) -> Subject:
     """Put model and reference side by side; nothing is computed yet. Raises UserError when they do not fit."""
     if count < 1:
         raise UserError("--count must be at least 1.")
@@ -269,7 +274,7 @@ def open_subject(model: LoadedGenerator | FaceStore | Path, store: FaceStore, *,
         shown = f"{model.path.parent.parent.name}/{model.path.stem}" if model.path.parent.name == "snapshots" else model.path.stem
         law = "the reals' own" if model.attribute_names else "none"
         notes += _other_data(meta, store)
-    extractor = build_extractor(features, device=device, weights=weights)
+    extractor = build_extractor(features, device=device, weights=weights, precision=precision)
     return Subject(store=store, split=split, reference=reference, fake=fake, generator=generator, name=name or shown, meta=meta,
                    conditions=law, extractor=extractor, seed=seed, truncation=truncation, latents=latents, cache=cache, progress=progress,
                    notes=notes, ranks=ranks)

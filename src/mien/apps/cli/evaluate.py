@@ -33,6 +33,8 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, help="Draws the faces and the reference.")] = 0,
     truncation: Annotated[float, typer.Option(help="Scale of the latents.")] = 1.0,
     weights: Annotated[Path | None, typer.Option(metavar="FILE", help="Weights of the features, in place of the usual ones.")] = None,
+    precision: Annotated[str, typer.Option(metavar="fp32|bf16", help="Of the convolutions that see the faces. bf16: with --features "
+                                           "face; never ranked with fp32.")] = "fp32",
     protocol: Annotated[str | None, typer.Option(metavar="NAME", help="torcheval: its own distance, with torchvision-inception.")] = None,
     latents: Annotated[int, typer.Option(min=32, help="Faces that attributes are asked with.")] = 1000,
     bias_curve: Annotated[bool, typer.Option("--bias-curve", help="Also the distance at infinite N.")] = False,
@@ -62,7 +64,7 @@ def evaluate(
         scores = scoring.evaluate(
             subject, store, metrics=chosen, features=features, count=parse_count(count), split=split, seed=seed, truncation=truncation,
             device=str(where), weights=weights, latents=latents, with_bias_curve=bias_curve, cache=not no_cache, progress=bar,
-            on_problem=note, ranks=ranks)  # fmt: skip
+            on_problem=note, precision=precision, ranks=ranks)  # fmt: skip
     if not ranks.leads:
         return
     if not scores:

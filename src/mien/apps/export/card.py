@@ -223,6 +223,7 @@ def _protocol(protocol: Mapping[str, Any]) -> str:
         counts = f"{protocol['n_real']:,} real images of the {protocol.get('split')} split against {protocol['n_fake']:,} drawn"
     known = {
         "features": f"features `{protocol.get('features')}`",
+        "precision": f"extracted in {protocol.get('precision')}",
         "crop": f"crop `{protocol.get('crop')}`",
         "conditions": f"conditions: {protocol.get('conditions')}",
         "truncation": f"truncation {protocol.get('truncation')}",
