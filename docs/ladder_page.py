@@ -84,7 +84,7 @@ def score_of(run: Run, metric: str, nimg: int, store: FaceStore) -> Score | None
     """The newest score of a snapshot under this page's protocol: the whole validation split of `store`, seed 0, no truncation."""
     asked = {"store": store.digest, "split": SPLIT, "n_real": len(store.indices(SPLIT)), "truncation": 1.0, "seed": 0}
     fits = [score for score in findings.scores(run) if score.metric == metric and score.nimg == nimg
-            and all(score.protocol.get(key) == value for key, value in asked.items())]  # fmt: skip
+            and "precision" not in score.protocol and all(score.protocol.get(key) == value for key, value in asked.items())]  # fmt: skip
     return fits[-1] if fits else None
 
 
