@@ -169,6 +169,9 @@ class Sum(torch.autograd.Function):
         return Sum.apply(gradient)
 
 
+_step_aside = getattr(os, "sched_yield", lambda: time.sleep(0))  # lets the thread that does the sum go first
+
+
 def _all_reduce(tensor: Tensor) -> None:
     with _reaching():
         work = dist.all_reduce(tensor, async_op=True)
@@ -177,9 +180,6 @@ def _all_reduce(tensor: Tensor) -> None:
             while not work.is_completed() and time.perf_counter() < end_s:
                 _step_aside()
         work.wait()
-
-
-_step_aside = getattr(os, "sched_yield", lambda: time.sleep(0))  # lets the thread that does the sum go first
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -11,11 +11,10 @@ from mien.errors import UserError, did_you_mean
 PRECISIONS = ("fp32", "bf16")
 
 
-def check_precision(name: str) -> str:
-    """`name`, one of PRECISIONS. Raises UserError for another."""
+def check_precision(name: str) -> None:
+    """Raises UserError for a name that is not one of PRECISIONS."""
     if name not in PRECISIONS:
         raise UserError(f"No precision is named {name}.{did_you_mean(name, PRECISIONS)} There are: {', '.join(PRECISIONS)}.")
-    return name
 
 
 def arithmetic(precision: str, device: str | torch.device) -> contextlib.AbstractContextManager[object]:
