@@ -1,12 +1,14 @@
 """Does a long run keep its pace and its memory? Trains a recipe for some minutes, as `mien train` does, and looks once in a while.
 
-    python benchmarks/soak.py 20 [--preset seed0-cpu] [--data STORE] [--every 60] [--warm-up 3] [--out soak]
+    python benchmarks/soak.py 20 [--preset seed0-cpu] [--data STORE] [--every 30] [--warm-up 3] [--out soak]
+    python benchmarks/soak.py 20 --attach runs/long     # looks at a training that goes on already, and lets it go on
 
-Images/s and resident memory are read from outside the training process, with its open files and threads. After the warm-up a line is
-laid through each; its slope comes with a 95 % interval. Verdict: memory is flat when its slope is below 1 % an hour, or cannot be told from
-that; images/s are flat when 0 lies in the interval, or the drift over the soak is under 2 %. Short soaks cannot tell a small slope from
-none, and say so. Writes OUT.json and OUT.png. Everything that a run does falls due every few thousand images: samples, snapshots,
-checkpoints, the probe. Linux (reads /proc).
+Images/s and resident memory are read from outside the training process, with its open files and threads. A shared machine's own speed
+drifts; so at every look the training is stopped for a second and a fixed piece of work is timed in its place: the yardstick. After the
+warm-up a line is laid through each; its slope comes with a 95 % interval. Verdict: memory is flat when its slope is below 1 % an hour, or
+cannot be told from that; the pace, images for each yardstick of processor time, is flat when 0 lies in the interval, or the drift over the
+soak is under 2 %. Short soaks cannot tell a small slope from none, and say so. Writes OUT.json and OUT.png. In a training of its own
+everything that a run does falls due every few thousand images: samples, snapshots, checkpoints, the probe. Linux (reads /proc).
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from scipy import stats
 
 from mien.runs import read_json
@@ -32,8 +35,24 @@ OFTEN = ("train.tick_kimg=0.1", "sample.every_kimg=2", "train.snapshot_kimg=4", 
 FLAT_AN_HOUR, FLAT_RATE = 0.01, 0.02
 
 
+def yardstick(seconds: float = 1.0) -> float:
+    """How often a second of this processor's time does a fixed piece of work: a convolution there and back, on one thread."""
+    torch.set_num_threads(1)
+    x, w = torch.ones(8, 64, 32, 32, requires_grad=True), torch.ones(64, 64, 3, 3, requires_grad=True)
+    begun, count = time.process_time(), 0
+    while time.process_time() - begun < seconds:
+        torch.autograd.grad(torch.conv2d(x, w, padding=1).relu().mean(), (x, w))
+        count += 1
+    return count / (time.process_time() - begun)
+
+
 def look(pid: int, run: Path) -> dict[str, float]:
-    """What can be seen of a process and its run now."""
+    """What can be seen of a process and its run now, and the machine's speed while the process is stopped."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        measured = yardstick()
+    finally:
+        os.kill(pid, signal.SIGCONT)
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     fields = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith(("VmRSS", "RssAnon", "Threads"))}
     ticks = os.sysconf("SC_CLK_TCK")
@@ -48,6 +67,7 @@ def look(pid: int, run: Path) -> dict[str, float]:
         "threads": int(fields["Threads"]),
         "files": len(os.listdir(f"/proc/{pid}/fd")),
         "cpu_s": (int(user) + int(system)) / ticks,
+        "yardsticks_per_cpu_s": measured,
     }
 
 
@@ -59,6 +79,20 @@ def slope(hours: np.ndarray, values: np.ndarray) -> dict[str, float]:
     return {"mean": mean, "slope_share_an_hour": fit.slope / mean, "low": (fit.slope - half) / mean, "high": (fit.slope + half) / mean}
 
 
+def paces(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Between each look and the next: images a second, and the other speeds."""
+    by_clock = np.diff(columns["nimg"]) / np.diff(columns["updated_s"])  # from tick to tick, which looks fall between
+    by_processor = by_clock / (np.diff(columns["cpu_s"]) / np.diff(columns["time_s"]))
+    speed = columns["yardsticks_per_cpu_s"]
+    machine = (speed[1:] + speed[:-1]) / 2
+    return {
+        "images_per_s": by_clock,
+        "images_per_cpu_s": by_processor,
+        "yardsticks_per_cpu_s": machine,
+        "images_per_yardstick": by_processor / machine,
+    }
+
+
 def judge(rows: list[dict[str, float]], warm_up_min: float) -> dict[str, Any]:
     """Slopes after the warm-up, and what they say."""
     times = np.array([row["time_s"] for row in rows])
@@ -68,16 +102,14 @@ def judge(rows: list[dict[str, float]], warm_up_min: float) -> dict[str, Any]:
         raise SystemExit("Too few looks after the warm-up: soak longer, or look more often (--every).")
     columns = {name: np.array([row[name] for row in rows])[kept] for name in rows[0]}
     found: dict[str, Any] = {name: slope(hours[kept], columns[name]) for name in ("resident_mb", "anonymous_mb")}
-    nimg, cpu_s = columns["nimg"], columns["cpu_s"]
     middles = (hours[kept][1:] + hours[kept][:-1]) / 2
-    found["images_per_s"] = slope(middles, np.diff(nimg) / np.diff(columns["updated_s"]))
-    found["images_per_cpu_s"] = slope(middles, np.diff(nimg) / np.diff(cpu_s))
+    found |= {name: slope(middles, values) for name, values in paces(columns).items()}
     found["files"], found["threads"] = ([min(column), max(column)] for column in ([row[n] for row in rows] for n in ("files", "threads")))
     span_h = float(hours[-1] - hours[kept][0])
-    memory, rate = found["anonymous_mb"], found["images_per_cpu_s"]
+    memory, rate = found["anonymous_mb"], found["images_per_yardstick"]
     words = {
         "memory": "growing" if memory["low"] > FLAT_AN_HOUR else "flat" if memory["high"] < FLAT_AN_HOUR else "too short to tell",
-        "images_per_s": "flat" if rate["low"] <= 0 <= rate["high"] or abs(rate["slope_share_an_hour"]) * span_h < FLAT_RATE else "drifting",
+        "pace": "flat" if rate["low"] <= 0 <= rate["high"] or abs(rate["slope_share_an_hour"]) * span_h < FLAT_RATE else "drifting",
         "files": "flat" if rows[-1]["files"] <= rows[int(kept.argmax())]["files"] + 2 else "growing",
     }
     return {**found, "minutes_judged": span_h * 60, "verdict": words}
@@ -94,11 +126,10 @@ def chart(rows: list[dict[str, float]], found: dict[str, Any], out: Path, warm_u
     for name, label in (("resident_mb", "resident"), ("anonymous_mb", "its own, without mapped files")):
         top.plot(minutes, [row[name] for row in rows], marker=".", label=label)
     top.set(ylabel="memory, MB", ylim=(0, None), title=f"memory: {found['verdict']['memory']}")
-    nimg, cpu_s = (np.array([row[name] for row in rows]) for name in ("nimg", "cpu_s"))
-    middles = (minutes[1:] + minutes[:-1]) / 2
-    bottom.plot(middles, np.diff(nimg) / np.diff(minutes * 60), marker=".", label="a second")
-    bottom.plot(middles, np.diff(nimg) / np.diff(cpu_s), marker=".", label="a second of processor time")
-    bottom.set(ylabel="images", xlabel="minutes", ylim=(0, None), title=f"pace: {found['verdict']['images_per_s']}")
+    middles, columns = (minutes[1:] + minutes[:-1]) / 2, {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    for name, values in paces(columns).items():
+        bottom.plot(middles, values / values.mean(), marker=".", label=f"{name.replace('_', ' ')}, mean {values.mean():.3g}")
+    bottom.set(ylabel="pace, as a share of its mean", xlabel="minutes", ylim=(0, None), title=f"pace: {found['verdict']['pace']}")
     for axes in (top, bottom):
         axes.axvspan(0, warm_up_min, color="0.92", zorder=0)
         axes.legend(frameon=False, loc="lower right")
@@ -116,21 +147,23 @@ def soak(options: argparse.Namespace, folder: Path) -> list[dict[str, float]]:
     command = [*mien, "train", str(data), "--preset", options.preset, "--run", str(run), "--images", "1000M", *settings]
     with open(folder / "log", "w") as log:
         training = subprocess.Popen(command, stderr=log)
-    rows: list[dict[str, float]] = []
     try:
         while not (read_json(run / "status.json") or {}).get("nimg"):
             if training.poll() is not None:
                 raise SystemExit((folder / "log").read_text())
             time.sleep(0.5)
-        begun = time.monotonic()
-        while time.monotonic() - begun < options.minutes * 60:
-            rows.append(look(training.pid, run))
-            time.sleep(options.every)
-        rows.append(look(training.pid, run))
+        return watch(training.pid, run, options)
     finally:
         training.send_signal(signal.SIGTERM)
         training.wait()
-    return rows
+
+
+def watch(pid: int, run: Path, options: argparse.Namespace) -> list[dict[str, float]]:
+    begun, rows = time.monotonic(), []
+    while time.monotonic() - begun < options.minutes * 60:
+        rows.append(look(pid, run))
+        time.sleep(options.every)
+    return [*rows, look(pid, run)]
 
 
 def main() -> None:
@@ -139,20 +172,24 @@ def main() -> None:
     parser.add_argument("--preset", default="seed0-cpu")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--set", action="append", default=[])
-    parser.add_argument("--every", type=float, default=60.0, help="seconds between two looks")
+    parser.add_argument("--attach", type=Path, metavar="RUN", help="look at this run, which is being trained, instead of training")
+    parser.add_argument("--every", type=float, default=30.0, help="seconds between two looks")
     parser.add_argument("--warm-up", type=float, default=3.0, help="minutes that do not count")
     parser.add_argument("--out", type=Path, default=Path("soak"))
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        rows = soak(options, Path(folder))
+    if options.attach:
+        rows = watch(int((read_json(options.attach / "status.json") or {})["pid"]), options.attach, options)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            rows = soak(options, Path(folder))
     found = judge(rows, options.warm_up)
-    record = {"preset": options.preset, "minutes": options.minutes, **found, "rows": rows}
+    record = {"preset": options.preset, "attached": bool(options.attach), "minutes": options.minutes, **found, "rows": rows}
     options.out.with_suffix(".json").write_text(json.dumps(record, indent=1))
     chart(rows, found, options.out, options.warm_up)
-    for name in ("resident_mb", "anonymous_mb", "images_per_s", "images_per_cpu_s"):
+    for name in ("resident_mb", "anonymous_mb", "images_per_s", "images_per_cpu_s", "yardsticks_per_cpu_s", "images_per_yardstick"):
         each = found[name]
         interval = f"({each['low']:+.2%} to {each['high']:+.2%})"
-        print(f"{name:18} mean {each['mean']:9.1f}   {each['slope_share_an_hour']:+8.2%} an hour {interval}")
+        print(f"{name:20} mean {each['mean']:9.1f}   {each['slope_share_an_hour']:+8.2%} an hour {interval}")
     print(f"files {found['files'][0]:.0f} to {found['files'][1]:.0f}, threads {found['threads'][0]:.0f} to {found['threads'][1]:.0f}")
     print("verdict: " + ", ".join(f"{name} {word}" for name, word in found["verdict"].items()))
 

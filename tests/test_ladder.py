@@ -91,3 +91,14 @@ def test_the_page_says_what_was_not_run_and_what_was_run_otherwise(ladder, store
     assert "Not run yet: plain DCGAN (seed 3)" in text and "| stable64 | 4,000 | 20.0 (19.0 to 21.0) |" in text
     assert "`best64-s0` was trained with another recipe than its command says: optimizer.lr_g: 0.0004 -> 0.001." in text
     assert "`stable64-s0` was trained" not in text and "| stable64 | 42 | 7 |" in text and json.dumps(str(tmp_path))[1:-1] not in text
+
+
+def test_the_readme_s_table_is_replaced_and_nothing_around_it(ladder, store, tmp_path):
+    _, page = ladder
+    make_run(tmp_path / "seed3-s0", store, {4000: 20.0}, speed=100.0)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
+    table = page.digest({"seed3": [attempt(ladder, "seed3", tmp_path)]}, store)
+    assert "| plain DCGAN (seed 3) | 4,000 | 1 | 20.0 |" in table
+    page.write_digest(readme, table)
+    assert readme.read_text() == f"before\n{page.BEGIN}\n{table}\n{page.END}\nafter\n"

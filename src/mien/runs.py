@@ -371,8 +371,8 @@ def protocol_key(protocol: dict[str, Any]) -> list[Any]:
 
     A model without conditions is scored on the law it has learnt, a conditional one on the reals' own: both against the same reals.
     """
-    asked = {**protocol, "conditions": REALS_OWN} if protocol.get("conditions") == "none" else protocol
-    return [None if asked.get(key) == "fp32" else asked.get(key) for key in SAME_PROTOCOL]
+    asked = {"precision": "fp32", **protocol, **({"conditions": REALS_OWN} if protocol.get("conditions") == "none" else {})}
+    return [asked.get(key) for key in SAME_PROTOCOL]
 
 
 def try_lock(file: IO[bytes]) -> bool:

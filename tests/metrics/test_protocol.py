@@ -47,6 +47,7 @@ def test_a_precision_is_said_when_it_is_not_fp32():
     assert other.record()["protocol"]["precision"] == "bf16" and "face cdcdcdcd in bf16;" in str(other)
     keys = [protocol_key(score.record()["protocol"]) for score in (plain, other)]
     assert keys[0] != keys[1] and protocol_key({**FIELDS, "precision": "fp32"}) == protocol_key(FIELDS) == keys[0]
+    assert protocol_key({**FIELDS, "features": "fp32"}) != protocol_key({**FIELDS, "features": None})
 
 
 def test_an_estimate_is_a_number():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from mien.models.catalogue import build_discriminator, build_generator
 from mien.models.summary import summarize
@@ -26,6 +27,17 @@ def test_groups_and_shared_layers():
     rows = summarize(nn.Sequential(conv, nn.ReLU(), conv), torch.randn(1, 4, 6, 6))
     assert [row["name"] for row in rows] == ["0", "1"]
     assert rows[0]["parameters"] == 4 * 2 * 9 + 4 and rows[0]["macs"] == 2 * (4 * 36 * 2 * 9)
+
+
+def test_multiply_adds_of_folded_convolutions_are_those_that_run():
+    """resnet folds a change of size into a convolution; torch counts what reaches its kernels, two for a multiply-add."""
+    critic, net = (build("resnet", size=32, attributes=2, options={"width": 32}) for build in (build_discriminator, build_generator))
+    for made, inputs in ((net, torch.randn(4, net.z_dim)), (critic, torch.randn(4, 3, 32, 32))):
+        made.eval()
+        with FlopCounterMode(display=False) as counted, torch.no_grad():
+            made(inputs, torch.zeros(4, 2))
+        mine = 2 * 4 * sum(row["macs"] for row in summarize(made, inputs, torch.zeros(4, 2)))
+        assert mine == pytest.approx(counted.get_total_flops(), rel=0.01)
 
 
 @pytest.mark.parametrize("norm", ["batch", "spectral"])

@@ -39,6 +39,8 @@ class DownConv2d(nn.Conv2d):
     Done as one 4x4 convolution of stride 2, with 4 / 9 of the multiply-adds.
     """
 
+    taps = 16  # a value of the result comes from so many values of each channel
+
     def __init__(self, inputs: int, outputs: int):
         super().__init__(inputs, outputs, 3, padding=1)
 
@@ -54,6 +56,8 @@ class UpConv2d(nn.Conv2d):
 
     Done as one 4x4 transposed convolution of stride 2, with 4 / 9 of the multiply-adds.
     """
+
+    taps = 4
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__(inputs, outputs, 3, padding=1)

@@ -58,12 +58,12 @@ def rows(named: dict[str, nn.Module], calls: list[tuple[nn.Module, list[int], in
 def multiply_adds(layer: nn.Module, x: Tensor, output: Tensor) -> int:
     """Multiply-adds of one sample, padding counted as pixels, biases not counted:
 
-    convolution             output values * (input channels / groups) * kernel area
+    convolution             output values * (input channels / groups) * kernel area (the layer's `taps`, where it has them)
     transposed convolution  input values * (output channels / groups) * kernel area (cropped taps counted)
     linear                  input values * output features
     """
     if isinstance(layer, nn.Conv2d):
-        return output[0].numel() * layer.weight[0].numel()
+        return output[0].numel() * layer.weight.shape[1] * getattr(layer, "taps", layer.weight[0, 0].numel())
     if isinstance(layer, nn.ConvTranspose2d):
         return x[0].numel() * layer.weight[0].numel()
     if isinstance(layer, nn.Linear):
