@@ -73,7 +73,7 @@ RULES = (
     Rule("exploding", (Limit("weight_change_d", above=0.2, back=0.1),), "Each update rewrites D.", patience=0.25, grace=0.25),
     Rule("exploding", (Limit("weight_change_g", above=0.2, back=0.1),), "Each update rewrites G.", patience=0.25, grace=0.25),
     Rule("vanishing", (Limit("grad_norm_g", below=0.02, back=0.05, against_usual=True),), "Hardly any gradient reaches G."),
-    Rule("vanishing", (Limit("grad_norm_d", below=0.12, back=0.25, against_usual=True),),
+    Rule("vanishing", (Limit("grad_norm_d", below=0.12, back=0.25, against_usual=True), Limit("accuracy_d", below=0.635, back=0.66)),
          "Hardly any gradient is left in D: it says the same of every image, as after updates far too large."),
     Rule("stalled", (Limit("movement", below=0.002, back=0.004), Limit("progress", below=0.9, back=1.0)), "G's faces no longer change."),
 )  # fmt: skip
