@@ -99,6 +99,14 @@ def test_the_card_tells_what_was_measured_and_nothing_else(scored_run, tmp_path)
     assert result.exit_code == 0 and (tmp_path / "again" / "README.md").read_text(encoding="utf-8") == text
 
 
+def test_a_card_tells_of_each_attribute_where_their_combinations_are_too_many():
+    meta = {"attributes": ["Male", "Hat"], "attribute_table": [[[0, 0], 0.5], [[1, 0], 0.3], [[1, 1], 0.2]]}
+    parts = {"Male=1": {"value": 12.0, "floor": 6.0}, "Male=0": {"value": 10.0, "floor": 5.0}, "Hat=1": {"value": 40.0, "floor": 8.0}}
+    table, notes = cards._about_groups(meta, [{"metric": "fd-face", "details": {"by_combination": parts}}])
+    assert table.splitlines()[2:] == ["| Male=1 | 50.0% | 12 | 6 |", "| Male=0 | 50.0% | 10 | 5 |", "| Hat=1 | 20.0% | 40 | 8 |"]
+    assert "Rarest in training: Hat=1. Farthest above its floor: Hat=1 (5.0 times)." in notes
+
+
 def test_a_card_says_what_was_not_measured(tiny_generator):
     card = cards.gather(tiny_generator)
     text = cards.render("x", tiny_generator.meta, card, use="")

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from mien.errors import UserError
+from mien.metrics import evaluate as evaluation
 from mien.metrics import face_sets
 from mien.metrics.evaluate import evaluate
 
@@ -64,6 +66,22 @@ def test_each_combination_is_scored_too(everything):
     assert set(parts) == {f"Male={a},Smiling={b}" for a in (0, 1) for b in (0, 1)}
     assert sum(part["n_real"] for part in parts.values()) == 400
     assert all(part["n_real"] == part["n_fake"] and part["low"] < part["high"] and part["floor"] is not None for part in parts.values())
+
+
+def test_of_many_attributes_each_value_is_scored_not_each_combination():
+    """Five attributes make 32 combinations, none with enough images; each value of each has them, of the asked ones alone."""
+    draw = np.random.default_rng(0)
+    names = ("A", "B", "C", "D", "E")
+    reals, fakes, others = (draw.integers(0, 2, (200, 5)) for _ in range(3))
+    reals[:, 4] = np.arange(200) < 20  # too few of these
+    subject = SimpleNamespace(real=SimpleNamespace(attributes=reals), fake=SimpleNamespace(attributes=fakes, attribute_names=names),
+                              floor_attributes=others)  # fmt: skip
+    groups = evaluation._combinations(subject)
+    assert [label for label, *_ in groups] == [f"{name}={value}" for name in "ABCD" for value in (1, 0)] + ["E=0"]
+    for label, *rows in groups:
+        column, value = names.index(label[0]), int(label[2])
+        for found, attributes in zip(rows, (reals, fakes, others)):
+            assert found.tolist() == np.flatnonzero(attributes[:, column] == value).tolist()
 
 
 def test_the_second_call_uses_the_cache_and_agrees(everything):

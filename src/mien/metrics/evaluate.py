@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mien.explore.load import LoadedGenerator
 
 Found = list[tuple[str, Estimate, float | None]]  # metric, estimate, floor
-MOST_COMBINATIONS = 16
+MOST_CROSSED = 4  # attributes whose combinations are scored one by one
 LEAST_OF_COMBINATION = 30
 PATHS = 256
 
@@ -140,16 +140,23 @@ def _floors(function: Callable[..., dict[str, Estimate]], real: np.ndarray, othe
 
 
 def _combinations(subject: Subject) -> list[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
-    """[(name, rows of the reals, of the fakes, of the floor)] of the commonest combinations that both sides have enough of."""
+    """[(name, rows of the reals, of the fakes, of the floor)] of the combinations that both sides have enough of, the commonest first.
+
+    With more attributes than can be crossed, of each value of each: of 2^8 combinations hardly one has enough images for a score.
+    """
     names = subject.fake.attribute_names
     if not names:
         return []
+    if len(names) <= MOST_CROSSED:
+        groups = [(combination_name(row, names), list(range(len(names))), row) for row, _ in combinations_of(subject.real.attributes)]
+    else:
+        groups = [(f"{name}={value}", [column], np.array([value])) for column, name in enumerate(names) for value in (1, 0)]
     found = []
-    for row, reals in combinations_of(subject.real.attributes)[:MOST_COMBINATIONS]:
-        fakes = np.flatnonzero((subject.fake.attributes == row).all(axis=1))
-        others = np.flatnonzero((subject.floor_attributes == row).all(axis=1))
+    for label, columns, asked in groups:
+        reals, fakes, others = (np.flatnonzero((rows[:, columns] == asked).all(axis=1))
+                                for rows in (subject.real.attributes, subject.fake.attributes, subject.floor_attributes))  # fmt: skip
         if min(len(reals), len(fakes)) >= LEAST_OF_COMBINATION:
-            found.append((combination_name(row, names), reals, fakes, others))
+            found.append((label, reals, fakes, others))
     return found if len(found) > 1 else []
 
 

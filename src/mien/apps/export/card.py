@@ -272,13 +272,17 @@ def _about_memory(memory: Mapping[str, Any] | None) -> str:
 
 
 def _about_groups(meta: Mapping[str, Any], scores: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Shares of the training data, and the distances and the control of each combination of attributes."""
-    names = list(meta["attributes"])
-    shares = {",".join(f"{name}={value:g}" for name, value in zip(names, row)): share for row, share in meta.get("attribute_table") or []}
-    if not names or not shares:
+    """Shares of the training data, distances and control of each combination of attributes; with many attributes, of each one's values."""
+    names, table = list(meta["attributes"]), meta.get("attribute_table") or []
+    if not names or not table:
         return ["No attributes, so no groups to tell apart."]
     distance = next((s for s in scores if s["metric"].startswith("fd-") and s["details"].get("by_combination")), None)
     parts = distance["details"]["by_combination"] if distance else {}
+    combinations = [{f"{name}={value:g}" for name, value in zip(names, row)} for row, _ in table]
+    labels = [",".join(f"{name}={value:g}" for name, value in zip(names, row)) for row, _ in table]
+    if len(names) > 1 and parts and all("," not in name for name in parts):
+        labels = list(parts)
+    shares = {name: sum(share for values, (_, share) in zip(combinations, table) if values >= set(name.split(","))) for name in labels}
     control = next((s for s in scores if s["metric"] == "control"), None)
     seen = control["details"].get("combinations", {}) if control else {}
     rows = []
@@ -287,6 +291,8 @@ def _about_groups(meta: Mapping[str, Any], scores: Sequence[Mapping[str, Any]]) 
         said = "–" if both is None else f"{both:.1%}"
         rows.append([name.replace(",", ", "), f"{share:.1%}", _number(part.get("value")), _number(part.get("floor")), said])
     head = ["group", "of the training data", f"`{distance['metric']}`" if distance else "distance", "its floor", "seen as asked"]
+    if all(row[-1] == "–" for row in rows):
+        head, rows = head[:-1], [row[:-1] for row in rows]
     notes = ["A smaller group has a higher distance and floor by its size alone: compare each with its own floor."]
     notes.append(f"Rarest in training: {min(shares, key=lambda name: shares[name]).replace(',', ', ')}.")
     above = {name: part["value"] / part["floor"] for name, part in parts.items() if part.get("value") and part.get("floor")}
