@@ -295,10 +295,10 @@ def _about_groups(meta: Mapping[str, Any], scores: Sequence[Mapping[str, Any]]) 
         head, rows = head[:-1], [row[:-1] for row in rows]
     notes = ["A smaller group has a higher distance and floor by its size alone: compare each with its own floor."]
     notes.append(f"Rarest in training: {min(shares, key=lambda name: shares[name]).replace(',', ', ')}.")
-    above = {name: part["value"] / part["floor"] for name, part in parts.items() if part.get("value") and part.get("floor")}
+    above = {name: part["value"] - part["floor"] for name, part in parts.items() if part.get("value") and part.get("floor")}
     if above:
         worst = max(above, key=lambda name: above[name])
-        notes.append(f"Farthest above its floor: {worst.replace(',', ', ')} ({above[worst]:.1f} times).")
+        notes.append(f"Farthest above its floor: {worst.replace(',', ', ')} (by {_number(above[worst])}).")
     if told := {name: row[name] for name, row in seen.items() if name in row}:
         worst = min(told, key=lambda name: told[name])
         notes.append(f"Least often seen as asked: {worst.replace(',', ', ')} ({told[worst]:.1%}).")
