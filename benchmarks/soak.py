@@ -1,14 +1,15 @@
 """Does a long run keep its pace and its memory? Trains a recipe for some minutes, as `mien train` does, and looks once in a while.
 
-    python benchmarks/soak.py 20 [--preset seed0-cpu] [--data STORE] [--every 30] [--warm-up 3] [--out soak]
-    python benchmarks/soak.py 20 --attach runs/long     # looks at a training that goes on already, and lets it go on
+    python benchmarks/soak.py 20 [--preset seed0-cpu] [--data STORE] [--every 60] [--warm-up 3] [--out soak]
+    python benchmarks/soak.py 20 --attach runs/long    # a training that goes on already, and is let go on
 
-Images/s and resident memory are read from outside the training process, with its open files and threads. A shared machine's own speed
-drifts; so at every look the training is stopped for a second and a fixed piece of work is timed in its place: the yardstick. After the
-warm-up a line is laid through each; its slope comes with a 95 % interval. Verdict: memory is flat when its slope is below 1 % an hour, or
-cannot be told from that; the pace, images for each yardstick of processor time, is flat when 0 lies in the interval, or the drift over the
-soak is under 2 %. Short soaks cannot tell a small slope from none, and say so. Writes OUT.json and OUT.png. In a training of its own
-everything that a run does falls due every few thousand images: samples, snapshots, checkpoints, the probe. Linux (reads /proc).
+Images/s and resident memory are read from outside the training process, with its open files and threads. After the warm-up a line is
+laid through each; its slope comes with a 95 % interval. Memory is flat when its slope is below 1 % an hour, or cannot be told from that.
+A shared machine's own speed drifts, so a slope of images/s says little about a program. The pace is judged otherwise: in the end the same
+training is begun anew, and the old process and the new one run by turns, the other stopped. The pace is flat when 1 lies in the interval
+of old / new (images for the processor time, geometric mean of the turns), or the mean is within 2 % of it. Short soaks cannot tell a small
+slope from none, and say so. Writes OUT.json and OUT.png. In a training of its own everything that a run does falls due every few thousand
+images: samples, snapshots, checkpoints, the probe. Linux (reads /proc).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from scipy import stats
 
 from mien.runs import read_json
@@ -35,24 +36,8 @@ OFTEN = ("train.tick_kimg=0.1", "sample.every_kimg=2", "train.snapshot_kimg=4", 
 FLAT_AN_HOUR, FLAT_RATE = 0.01, 0.02
 
 
-def yardstick(seconds: float = 1.0) -> float:
-    """How often a second of this processor's time does a fixed piece of work: a convolution there and back, on one thread."""
-    torch.set_num_threads(1)
-    x, w = torch.ones(8, 64, 32, 32, requires_grad=True), torch.ones(64, 64, 3, 3, requires_grad=True)
-    begun, count = time.process_time(), 0
-    while time.process_time() - begun < seconds:
-        torch.autograd.grad(torch.conv2d(x, w, padding=1).relu().mean(), (x, w))
-        count += 1
-    return count / (time.process_time() - begun)
-
-
 def look(pid: int, run: Path) -> dict[str, float]:
-    """What can be seen of a process and its run now, and the machine's speed while the process is stopped."""
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        measured = yardstick()
-    finally:
-        os.kill(pid, signal.SIGCONT)
+    """What can be seen of a process and its run now."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     fields = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith(("VmRSS", "RssAnon", "Threads"))}
     ticks = os.sysconf("SC_CLK_TCK")
@@ -67,7 +52,6 @@ def look(pid: int, run: Path) -> dict[str, float]:
         "threads": int(fields["Threads"]),
         "files": len(os.listdir(f"/proc/{pid}/fd")),
         "cpu_s": (int(user) + int(system)) / ticks,
-        "yardsticks_per_cpu_s": measured,
     }
 
 
@@ -80,21 +64,63 @@ def slope(hours: np.ndarray, values: np.ndarray) -> dict[str, float]:
 
 
 def paces(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Between each look and the next: images a second, and the other speeds."""
-    by_clock = np.diff(columns["nimg"]) / np.diff(columns["updated_s"])  # from tick to tick, which looks fall between
-    by_processor = by_clock / (np.diff(columns["cpu_s"]) / np.diff(columns["time_s"]))
-    speed = columns["yardsticks_per_cpu_s"]
-    machine = (speed[1:] + speed[:-1]) / 2
-    return {
-        "images_per_s": by_clock,
-        "images_per_cpu_s": by_processor,
-        "yardsticks_per_cpu_s": machine,
-        "images_per_yardstick": by_processor / machine,
-    }
+    """Between each look and the next: images a second by the clock, from tick to tick, and images a second of processor time."""
+    by_clock = np.diff(columns["nimg"]) / np.diff(columns["updated_s"])
+    return {"images_per_s": by_clock, "images_per_cpu_s": by_clock / (np.diff(columns["cpu_s"]) / np.diff(columns["time_s"]))}
 
 
-def judge(rows: list[dict[str, float]], warm_up_min: float) -> dict[str, Any]:
-    """Slopes after the warm-up, and what they say."""
+def by_turns(old: int, old_run: Path, options: argparse.Namespace) -> list[float]:
+    """Pace of the old process over that of a new one of the same training, turn by turn."""
+    command = read_json(old_run / "config.json")["command"]  # type: ignore[index]
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        words = [str(run) if before == "--run" else word for before, word in zip(command, command[1:])]
+        os.kill(old, signal.SIGSTOP)  # until the new one has warmed up
+        new = subprocess.Popen([sys.executable, "-m", "mien", *words], stderr=subprocess.DEVNULL)
+        try:
+            while new.poll() is None and (read_json(run / "status.json") or {}).get("nimg", 0) < options.warm_images:
+                time.sleep(0.5)
+            if new.poll() is not None:
+                raise SystemExit(f"The new training ended by itself: mien {shlex.join(words)}")
+            os.kill(new.pid, signal.SIGSTOP)
+            found = []
+            for _ in range(options.turns):
+                rates = [turn(pid, path, options.turn_s) for pid, path in ((old, old_run), (new.pid, run))]
+                found.append(rates[0] / rates[1])
+            return found
+        finally:
+            new.kill()
+            new.wait()
+            os.kill(old, signal.SIGCONT)
+
+
+def turn(pid: int, run: Path, seconds: float) -> float:
+    """Images for a second of processor time of a process that is stopped before and after, from its first tick to its last."""
+    ticks = []
+    os.kill(pid, signal.SIGCONT)
+    begun, seen = time.monotonic(), look(pid, run)["nimg"]
+    while time.monotonic() - begun < seconds:
+        time.sleep(0.05)
+        now = look(pid, run)
+        if now["nimg"] != seen:
+            seen = now["nimg"]
+            ticks.append(now)
+    os.kill(pid, signal.SIGSTOP)
+    if len(ticks) < 3:
+        raise SystemExit(f"Only {len(ticks)} ticks in a turn of {seconds:g} s: train with a shorter train.tick_kimg, or give longer turns.")
+    return (ticks[-1]["nimg"] - ticks[0]["nimg"]) / (ticks[-1]["cpu_s"] - ticks[0]["cpu_s"])
+
+
+def compare(ratios: list[float]) -> dict[str, float]:
+    """Geometric mean of old / new and its 95 % interval."""
+    logs = np.log(ratios)
+    half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs))
+    mean = logs.mean()
+    return {"mean": float(np.exp(mean)), "low": float(np.exp(mean - half)), "high": float(np.exp(mean + half))}
+
+
+def judge(rows: list[dict[str, float]], ratios: list[float], warm_up_min: float) -> dict[str, Any]:
+    """Slopes after the warm-up, old over new, and what they say."""
     times = np.array([row["time_s"] for row in rows])
     hours = (times - times[0]) / 3600
     kept = hours >= warm_up_min / 60
@@ -106,13 +132,13 @@ def judge(rows: list[dict[str, float]], warm_up_min: float) -> dict[str, Any]:
     found |= {name: slope(middles, values) for name, values in paces(columns).items()}
     found["files"], found["threads"] = ([min(column), max(column)] for column in ([row[n] for row in rows] for n in ("files", "threads")))
     span_h = float(hours[-1] - hours[kept][0])
-    memory, rate = found["anonymous_mb"], found["images_per_yardstick"]
+    memory, pace = found["anonymous_mb"], compare(ratios)
     words = {
         "memory": "growing" if memory["low"] > FLAT_AN_HOUR else "flat" if memory["high"] < FLAT_AN_HOUR else "too short to tell",
-        "pace": "flat" if rate["low"] <= 0 <= rate["high"] or abs(rate["slope_share_an_hour"]) * span_h < FLAT_RATE else "drifting",
+        "pace": "flat" if pace["low"] <= 1 <= pace["high"] or abs(pace["mean"] - 1) < FLAT_RATE else "drifting",
         "files": "flat" if rows[-1]["files"] <= rows[int(kept.argmax())]["files"] + 2 else "growing",
     }
-    return {**found, "minutes_judged": span_h * 60, "verdict": words}
+    return {**found, "old_over_new": pace, "turns": ratios, "minutes_judged": span_h * 60, "verdict": words}
 
 
 def chart(rows: list[dict[str, float]], found: dict[str, Any], out: Path, warm_up_min: float) -> None:
@@ -137,8 +163,8 @@ def chart(rows: list[dict[str, float]], found: dict[str, Any], out: Path, warm_u
     figure.savefig(out.with_suffix(".png"), dpi=120)
 
 
-def soak(options: argparse.Namespace, folder: Path) -> list[dict[str, float]]:
-    """Train in a process of its own, and look."""
+def soak(options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, float]], list[float]]:
+    """Train in a process of its own, look, and set a new one beside it."""
     mien, data, run = [sys.executable, "-m", "mien"], options.data, folder / "run"
     if data is None:
         data = folder / "faces"
@@ -152,7 +178,7 @@ def soak(options: argparse.Namespace, folder: Path) -> list[dict[str, float]]:
             if training.poll() is not None:
                 raise SystemExit((folder / "log").read_text())
             time.sleep(0.5)
-        return watch(training.pid, run, options)
+        return watch(training.pid, run, options), by_turns(training.pid, run, options)
     finally:
         training.send_signal(signal.SIGTERM)
         training.wait()
@@ -173,23 +199,29 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--attach", type=Path, metavar="RUN", help="look at this run, which is being trained, instead of training")
-    parser.add_argument("--every", type=float, default=30.0, help="seconds between two looks")
+    parser.add_argument("--every", type=float, default=60.0, help="seconds between two looks")
     parser.add_argument("--warm-up", type=float, default=3.0, help="minutes that do not count")
+    parser.add_argument("--turns", type=int, default=8, help="of the old and the new process, at the end")
+    parser.add_argument("--turn-s", type=float, default=20.0, help="seconds of each")
+    parser.add_argument("--warm-images", type=int, default=4000, help="what the new process sees before the first turn")
     parser.add_argument("--out", type=Path, default=Path("soak"))
     options = parser.parse_args()
     if options.attach:
-        rows = watch(int((read_json(options.attach / "status.json") or {})["pid"]), options.attach, options)
+        pid = int((read_json(options.attach / "status.json") or {})["pid"])
+        rows, ratios = watch(pid, options.attach, options), by_turns(pid, options.attach, options)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            rows = soak(options, Path(folder))
-    found = judge(rows, options.warm_up)
+            rows, ratios = soak(options, Path(folder))
+    found = judge(rows, ratios, options.warm_up)
     record = {"preset": options.preset, "attached": bool(options.attach), "minutes": options.minutes, **found, "rows": rows}
     options.out.with_suffix(".json").write_text(json.dumps(record, indent=1))
     chart(rows, found, options.out, options.warm_up)
-    for name in ("resident_mb", "anonymous_mb", "images_per_s", "images_per_cpu_s", "yardsticks_per_cpu_s", "images_per_yardstick"):
+    for name in ("resident_mb", "anonymous_mb", "images_per_s", "images_per_cpu_s"):
         each = found[name]
         interval = f"({each['low']:+.2%} to {each['high']:+.2%})"
         print(f"{name:20} mean {each['mean']:9.1f}   {each['slope_share_an_hour']:+8.2%} an hour {interval}")
+    pace = found["old_over_new"]
+    print(f"old / new pace, {len(ratios)} turns: {pace['mean']:.3f} ({pace['low']:.3f} to {pace['high']:.3f})")
     print(f"files {found['files'][0]:.0f} to {found['files'][1]:.0f}, threads {found['threads'][0]:.0f} to {found['threads'][1]:.0f}")
     print("verdict: " + ", ".join(f"{name} {word}" for name, word in found["verdict"].items()))
 
