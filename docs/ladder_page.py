@@ -181,6 +181,27 @@ def scores_table(rungs: dict[str, list[Attempt]], store: FaceStore) -> str:
     return markdown_table(head, rows)
 
 
+def digest(rungs: dict[str, list[Attempt]], store: FaceStore) -> str:
+    """The table that the README shows: each rung's main scores without their intervals."""
+    metrics = ("fd-face", "precision-face", "recall-face", "control")
+    rows = []
+    for attempts in rungs.values():
+        hours = statistics.fmean(hours_at(each.run, each.last_nimg) for each in attempts)
+        cells = [cell(attempts, metric, store).split(" (")[0] for metric in metrics]
+        rows.append([attempts[0].rung.title, f"{attempts[0].last_nimg:,}", f"{60 * hours:.0f}", *cells])
+    named = [f"{COLUMNS[metric]} \N{UPWARDS ARROW}" for metric in metrics[1:]]
+    return markdown_table(["recipe", "images", "minutes", f"{COLUMNS['fd-face']} \N{DOWNWARDS ARROW}", *named], rows)
+
+
+BEGIN, END = "<!-- written by docs/make_ladder.py -->", "<!-- end -->"
+
+
+def write_digest(readme: Path, table: str) -> None:
+    """Put the table between the two comments of the README."""
+    before, rest = readme.read_text(encoding="utf-8").split(BEGIN, 1)
+    readme.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
+
+
 def costs_table(rungs: dict[str, list[Attempt]]) -> str:
     rows = []
     for attempts in rungs.values():

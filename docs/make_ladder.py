@@ -1,4 +1,4 @@
-"""Writes docs/ladder.md and its pictures: `python docs/make_ladder.py STORE [--runs DIR] [--train] [--weights FILE]`.
+"""Writes docs/ladder.md, its pictures and the README's table: `python docs/make_ladder.py STORE [--runs DIR] [--train] [--weights FILE]`.
 
 docs/ladder.toml names the rungs. With --train, what is missing is trained, one run after the other; every snapshot there is gets its
 Frechet distance, the last one all scores, by the `mien eval` commands that the page prints. A score that metrics.jsonl has under the same
@@ -15,13 +15,15 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-from ladder_page import ALL, Attempt, Rung, Spec, draw_curves, draw_faces, eval_command, score_of, train_command, write_page
+import ladder_page as page
+from ladder_page import ALL, Attempt, Rung, Spec, eval_command, score_of, train_command
 
 from mien.config import parse_count
 from mien.data.store import FaceStore, open_store
 from mien.runs import Run
 
 DOCS = Path(__file__).parent
+PAGE = DOCS / "ladder.md"
 
 
 def read_spec(path: Path) -> Spec:
@@ -84,7 +86,7 @@ def main() -> None:
     parser.add_argument("--no-score", action="store_true", help="use the scores there are, take none")
     parser.add_argument("--weights", type=Path, help="the FID Inception's weights, for inception-768")
     parser.add_argument("--device")
-    parser.add_argument("--out", type=Path, default=DOCS / "ladder.md")
+    parser.add_argument("--out", type=Path, default=PAGE)
     given = parser.parse_args()
     spec = read_spec(given.spec)
     runs, store = given.runs or Path(spec.runs), open_store(given.store)
@@ -98,9 +100,11 @@ def main() -> None:
             score_missing(each, store, weights=given.weights)
     pictures = given.out.parent / "images"
     pictures.mkdir(parents=True, exist_ok=True)
-    draw_curves(rungs, store, pictures / f"{given.out.stem}-curves.png")
-    draw_faces(rungs, pictures / f"{given.out.stem}-faces.jpg")
-    write_page(spec, rungs, store, out=given.out, weights=given.weights is not None, name=given.spec.name)
+    page.draw_curves(rungs, store, pictures / f"{given.out.stem}-curves.png")
+    page.draw_faces(rungs, pictures / f"{given.out.stem}-faces.jpg")
+    page.write_page(spec, rungs, store, out=given.out, weights=given.weights is not None, name=given.spec.name)
+    if given.out == PAGE:
+        page.write_digest(DOCS.parent / "README.md", page.digest(rungs, store))
     print(f"Wrote {given.out}.")
 
 
