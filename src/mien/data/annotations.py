@@ -33,15 +33,17 @@ class Table:
     lines: dict[str, tuple[int, str]]   # {file name: (line number, the line)}
     disputed: dict[str, tuple[int, int]] = field(default_factory=dict)     # {file name: numbers of two lines that differ}
 
-    def select(self, files: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray, np.ndarray | None]:
-        """For these files, in order: the names of the binary columns, their values uint8 [N, A], their splits uint8 [N] or None.
+    def rows_of(self, files: Sequence[str]) -> list[str]:
+        """The row of each of these files, as `match` finds them."""
+        return match(files, self.lines, self.label)
 
-        A file is looked up by its name, else by the last part of it, else without its suffix (a .png of what the table calls .jpg).
-        UserError with the count and the first names when rows are missing, with the line when one is malformed.
+    def select(self, rows: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray, np.ndarray | None]:
+        """Of these rows, in order: the names of the binary columns, their values uint8 [N, A], their splits uint8 [N] or None.
+
+        UserError with the line when one is malformed, or with two that describe one image and differ.
         """
-        rows = []
-        splits = []
-        for key in match(files, self.lines, self.label):
+        codes_of_rows, splits = [], []
+        for key in rows:
             if key in self.disputed:
                 earlier, later = self.disputed[key]
                 raise UserError(f"lines {earlier} and {later} of {self.label} both describe {key}, and differ; remove one")
@@ -52,16 +54,16 @@ class Table:
                                 "or mend that line")
             if self.split_place is not None:
                 splits.append(_split(cells[self.split_place], self.label, number))
-            rows.append(_codes([cells[place] for place in self.places]))
-        codes = np.frombuffer(b"".join(rows), np.uint8).reshape(len(files), len(self.names))
+            codes_of_rows.append(_codes([cells[place] for place in self.places]))
+        codes = np.frombuffer(b"".join(codes_of_rows), np.uint8).reshape(len(rows), len(self.names))
         binary = [column for column in range(len(self.names)) if _is_binary(codes[:, column])]
         values = (codes[:, binary] == 1).astype(np.uint8)
         return tuple(self.names[column] for column in binary), values, None if self.split_place is None else np.array(splits, np.uint8)
 
-    def odd_cell(self, files: Sequence[str], name: str) -> str:
-        """Where the column `name` is not binary: "'' in line 7" for the first cell of these files that is no 0 or 1."""
+    def odd_cell(self, rows: Sequence[str], name: str) -> str:
+        """Where the column `name` is not binary: "'' in line 7" for the first cell of these rows that is no 0 or 1."""
         place = self.places[self.names.index(name)]
-        for key in match(files, self.lines, self.label):
+        for key in rows:
             number, line = self.lines[key]
             cell = cut(line, self.delimiter)[place]
             if _codes([cell])[0] == OTHER:
@@ -75,26 +77,68 @@ def _is_binary(codes: np.ndarray) -> bool:
 
 
 def match(files: Sequence[str], rows: Mapping[str, object], label: str) -> list[str]:
-    """The key in `rows` for each file. UserError that counts and names those that have none."""
-    by_stem: dict[str, str] | None = None
-    keys, missing = [], []
-    for name in files:
-        last = name.rsplit("/", 1)[-1]
-        key = name if name in rows else last if last in rows else None
-        if key is None:
-            by_stem = by_stem if by_stem is not None else {stem(row): row for row in rows}
-            key = by_stem.get(stem(name))
-        if key is None:
-            missing.append(name)
-        else:
-            keys.append(key)
+    """The key in `rows` for each file: its whole path, else the longest tail of it that fits a row, with or without the suffix.
+
+    So `faces/a/0.png` is found as `a/0.png`, `a/0.jpg` or `0.png`. A shortened name counts only where one file and one row have it.
+    UserError that names two where a row could belong to several files, and that counts and names the files without a row.
+    """
+    found = {name: name for name in files if name in rows}
+    if len(found) < len(files):
+        _match_tails(files, rows, label, found)
+    missing = [name for name in files if name not in found]
     if missing and len(missing) == len(files) and rows:
         raise UserError(f"{label} has no row for any of the {len(files):,} images ({first(missing)}): its rows begin with "
                         f"{first(list(rows))}; the file names must be its first column")
     if missing:
         raise UserError(f"{label} has no row for {len(missing):,} of {len(files):,} images ({first(missing)}); complete it, remove "
                         "those images, or leave the attributes out with --attributes none")
-    return keys
+    return [found[name] for name in files]
+
+
+def _match_tails(files: Sequence[str], rows: Mapping[str, object], label: str, found: dict[str, str]) -> None:
+    """Add to `found` {file: row} what shortened names find. From the longest tail down: the more folders agree, the surer it is."""
+    taken = set(found.values())
+    pending = [name for name in files if name not in found]
+    # A part more than the shallower side has: its whole paths are told from the tails of longer ones.
+    deepest = min(max(name.count("/") for name in files), max((row.count("/") for row in rows), default=0)) + 2
+    for parts, suffix in [(parts, suffix) for parts in range(deepest, 0, -1) for suffix in (True, False)]:
+        files_of, rows_of = _by_tail(files, parts, suffix), _by_tail(rows, parts, suffix)
+        unknown = []
+        for name in pending:
+            tail = _tail(name, parts, suffix)
+            fitting = [row for row in rows_of.get(tail, ()) if row not in taken]
+            if not fitting:
+                unknown.append(name)
+            elif len(rows_of[tail]) == len(files_of[tail]) == 1:
+                found[name] = fitting[0]
+            else:
+                _refuse_doubt(name, fitting, [each for each in files_of[tail] if each not in found], label)
+                # Else the row is of another folder, and a namesake has its own: this file has none, and a shorter tail would mislead.
+        taken.update(found.values())
+        pending = unknown
+        if not pending:
+            return
+
+
+def _refuse_doubt(name: str, rows: Sequence[str], files: Sequence[str], label: str) -> None:
+    """UserError when several rows fit one file, or one row several files."""
+    doubt = (f"the rows {rows[0]} and {rows[1]} of {label} both fit {name}" if len(rows) > 1 else
+             f"the row {rows[0]} of {label} fits both {files[0]} and {files[1]}" if len(files) > 1 else None)
+    if doubt:
+        raise UserError(f"{doubt}; write the path of each image into the first column")
+
+
+def _by_tail(names: Iterable[str], parts: int, suffix: bool) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(_tail(name, parts, suffix), []).append(name)
+    return groups
+
+
+def _tail(name: str, parts: int, suffix: bool) -> str:
+    """The last `parts` parts of a path, with or without the suffix."""
+    tail = "/".join(name.split("/")[-parts:])
+    return tail if suffix else tail[:len(tail) - len(name.rpartition("/")[2])] + stem(name)
 
 
 def read_table(data: bytes, label: str) -> Table:
@@ -157,7 +201,8 @@ def _split(cell: str, label: str, number: int) -> int:
 
 
 def read_partition(data: bytes, label: str, files: Sequence[str]) -> np.ndarray:
-    """list_eval_partition, as text (`000001.jpg 0`) or CSV: uint8 [N], the split of each of these files. UserError as `Table.select`."""
+    """list_eval_partition, as text (`000001.jpg 0`) or CSV: uint8 [N], the split of each of these files. UserError as `match`, and
+    with the line when one is malformed."""
     lines = _text(data, label).splitlines()
     delimiter = _delimiter(lines[0]) if lines else None
     start = 1 if delimiter else 0       # a CSV has a line of column names

@@ -69,7 +69,7 @@ def hash_splits(names: Sequence[str], *, seed: int = 0) -> np.ndarray:
     return np.array([int.from_bytes(digest[:8], "big") < 2**64 // 10 for digest in digests], np.uint8)
 
 
-def with_val(splits: Sequence[int], names: Sequence[str]) -> np.ndarray:
+def with_val(splits: Sequence[int] | np.ndarray, names: Sequence[str]) -> np.ndarray:
     """uint8 [n]: these splits; where none is val, a tenth of train, drawn by the hash of the name, becomes it."""
     given = np.array(splits, np.uint8)
     return given if (given == 1).any() else np.where(given == 0, hash_splits(names), given).astype(np.uint8)
@@ -166,7 +166,7 @@ def _celeba(files: Files, folders: dict[str, list[str]], annotated: bool) -> lis
             better = sources[0].name if sources else folder
             source.notes.append(f"{folder}: {len(members) - len(keys):,} images left out, since {better} has them")
         if table:
-            source.attribute_names, source.attributes, _ = table.select(names)
+            source.attribute_names, source.attributes, _ = table.select(table.rows_of(names))
         elif annotated:
             source.notes.append(f"{folder}: found no list_attr_celeba (.txt or .csv) in it, beside it or one level up, so no attributes")
         source.listed = len(table.lines) if table else CELEBA_COUNT
@@ -245,12 +245,13 @@ def _plain(files: Files, images: list[str], table: tuple[str, bytes] | None, ann
                     skipped=_strangers(files, images))
     read = annotations.read_table(table[1], table[0]) if table else None
     if read and (annotated or read.split_place is not None):
-        source.attribute_names, source.attributes, splits = read.select(names)
-        source.splits = source.splits if splits is None else splits
+        rows = read.rows_of(images)     # whole paths: a table may write them from above the common folder or from inside it
+        source.attribute_names, source.attributes, splits = read.select(rows)
+        source.splits = source.splits if splits is None else with_val(splits, names)
         source.listed = len(read.lines)
         dropped = [name for name in read.names if name not in source.attribute_names]
         if dropped:
-            reasons = [f"{name} ({read.odd_cell(names, name)})" for name in dropped[:8]] + dropped[8:]
+            reasons = [f"{name} ({read.odd_cell(rows, name)})" for name in dropped[:8]] + dropped[8:]
             source.notes.append(f"{source.name}: columns that are not 0/1, -1/1, yes/no or true/false were left out: "
                                 f"{annotations.first(reasons, 8)}")
     elif all(name.split("/")[0].lower() in SPLIT_FOLDERS and "/" in name for name in names):
