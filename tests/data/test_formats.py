@@ -1,8 +1,9 @@
 import io
+import struct
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mien.data.formats import (
     CELEBA_CROPS,
@@ -72,6 +73,71 @@ def test_exif_orientation_is_respected():
     assert upright_size(turned) == (80, 120)
     upright = image.transpose(Image.Transpose.ROTATE_270).resize((64, 64), Image.Resampling.LANCZOS)
     assert np.array_equal(render(turned, crop="whole", size=64), np.asarray(upright))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_turned_as_pillow_turns_it(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(picture(4, (120, 80)), exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert upright_size(open_picture(data)) == upright.size
+    found = render(open_picture(data), crop="square", size=64)
+    assert np.array_equal(found, render(open_picture(encoded(upright)), crop="square", size=64))
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 600])
+def test_an_orientation_that_does_not_exist_is_upright(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = picture(4, (120, 80))
+    odd = open_picture(encoded(image, exif=exif))
+    assert upright_size(odd) == (120, 80)
+    upright = image.resize((64, 64), Image.Resampling.LANCZOS)
+    assert np.array_equal(render(odd, crop="whole", size=64), np.asarray(upright))
+
+
+def exif_with_a_width_as_text(orientation):
+    """EXIF whose width is text, as careless programs write it: Pillow reads it and cannot write it again."""
+    entries = struct.pack("<HHI4s", 0x0100, 2, 4, b"120\0") + struct.pack("<HHIHH", 0x0112, 3, 1, orientation, 0)
+    return b"Exif\0\0" + b"II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4)
+
+
+@pytest.mark.parametrize(("exif", "turned"), [(exif_with_a_width_as_text(6), True), (b"Exif\0\0II", False), (b"Exif\0\0", False)])
+def test_odd_exif_does_not_stop_a_picture(exif, turned):
+    image = picture(4, (120, 80))
+    odd = open_picture(encoded(image, "JPEG", quality=95, exif=exif))
+    assert upright_size(odd) == ((80, 120) if turned else (120, 80))
+    plain = Image.open(io.BytesIO(encoded(image, "JPEG", quality=95)))
+    upright = (plain.transpose(Image.Transpose.ROTATE_270) if turned else plain).resize((64, 64), Image.Resampling.LANCZOS)
+    assert np.array_equal(render(odd, crop="whole", size=64), np.asarray(upright))
+
+
+def see_through(mode):
+    """64x64: an opaque green square on a red that is wholly transparent, but for its left quarter, which is half so where the mode can."""
+    pixels = np.zeros((64, 64, 4), np.uint8)
+    pixels[...] = 255, 0, 0, 0
+    pixels[:, :16, 3] = 128
+    pixels[16:48, 16:48] = 0, 200, 0, 255
+    image = Image.fromarray(pixels)
+    if mode in ("RGBA", "LA"):
+        return encoded(image.convert(mode))
+    flat = Image.new("RGB", (64, 64), (255, 0, 0))
+    flat.paste((0, 200, 0), (16, 16, 48, 48))
+    if mode == "RGB":
+        return encoded(flat, transparency=(255, 0, 0))
+    palette = flat.quantize(2)
+    return encoded(palette, "GIF" if mode == "GIF" else "PNG", transparency=palette.getpixel((0, 0)))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "RGB", "P", "GIF"])
+def test_transparent_pixels_are_white(mode):
+    found = render(open_picture(see_through(mode)), crop="whole", size=64).astype(int)
+    assert (found[2, 60] == 255).all()
+    opaque = [117] * 3 if mode == "LA" else [0, 200, 0]     # the grey of that green
+    assert np.abs(found[32, 32] - opaque).max() <= 2
+    if mode == "RGBA":
+        assert np.abs(found[2, 2] - [255, 127, 127]).max() <= 1     # half of red, half of white
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])

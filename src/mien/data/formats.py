@@ -7,10 +7,11 @@ JPEG draft decoding (which shrinks in the decoder) is never used.
 """
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mien.errors import UserError, did_you_mean
 
@@ -30,6 +31,12 @@ CELEBA_CROPS: dict[str, tuple[int, int, int, int]] = {
     "center108": (35, 55, 143, 163),    # as the first DCGAN code for CelebA crops
 }
 CROPS = (*CELEBA_CROPS, "whole", "square")
+
+# EXIF orientation: what turns the stored picture upright. 1 is upright already.
+TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90}
+# What decoders raise on damaged files, and Pillow on odd EXIF, which it reads while it loads a TIFF.
+DAMAGED = (OSError, ValueError, TypeError, SyntaxError, EOFError, LookupError, ArithmeticError, struct.error)
 
 
 class BadImageError(Exception):
@@ -102,7 +109,7 @@ def open_picture(source: Path | str | bytes) -> Image.Image:
             image = Image.open(source)
     except Image.DecompressionBombError:
         raise BadImageError("far too many pixels: a decompression bomb?") from None
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except DAMAGED as error:
         reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else _reason(error)
         raise BadImageError(reason) from None
     if image.width * image.height > MAX_PIXELS:
@@ -116,16 +123,20 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def render(image: Image.Image, *, crop: str, size: int, allow_upscale: bool = False) -> np.ndarray:
-    """An opened picture, upright, cropped and resampled: uint8 [size, size, 3] RGB.
+    """An opened picture, upright, on white where it is transparent, cropped and resampled: uint8 [size, size, 3] RGB.
 
     BadImageError when its pixels cannot be decoded, UnfitImageError when the crop or the size does not suit it.
     """
     box = check_fit(*upright_size(image), crop=crop, size=size, allow_upscale=allow_upscale)
     try:
-        if _orientation(image) != 1:
-            image = ImageOps.exif_transpose(image)
+        turn = TURNS.get(_orientation(image))
+        if turn is not None:    # ImageOps.exif_transpose also writes the EXIF anew, which fails where a value of it is odd
+            image = image.transpose(turn)
         if image.mode in ("I", "F") or image.mode.startswith("I;"):
             raise BadImageError(f"pixels of kind {image.mode}: save it with 8 bits a channel")
+        if image.has_transparency_data:     # what lies under transparent pixels is not part of the picture
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         if image.mode != "RGB":     # converting RGB to RGB would copy it for nothing
             image = image.convert("RGB")
         if is_integral(box):
@@ -133,19 +144,20 @@ def render(image: Image.Image, *, crop: str, size: int, allow_upscale: bool = Fa
             image = image.crop((left, top, right, bottom)).resize((size, size), Image.Resampling.LANCZOS)
         else:
             image = image.resize((size, size), Image.Resampling.LANCZOS, box=box)
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:
+    except DAMAGED as error:
         raise BadImageError(_reason(error)) from None
     return np.asarray(image)
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 (upright) when there is none. Looked up only if there is EXIF at all: parsing costs time."""
+    """The EXIF orientation, 1 to 8; 1 (upright) when there is none, or no such. Looked up only if there is EXIF: parsing costs time."""
     if "exif" not in image.info:
         return 1
     try:
-        return int(image.getexif().get(0x0112, 1))
-    except (ValueError, TypeError, SyntaxError, OSError):
+        found = int(image.getexif().get(0x0112, 1))
+    except DAMAGED:
         return 1
+    return found if found in TURNS else 1
 
 
 def _reason(error: Exception) -> str:
