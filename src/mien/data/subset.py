@@ -17,8 +17,8 @@ AT_A_TIME = 1024  # images in memory
 def parse_group(text: str | None) -> dict[str, int]:
     """'Eyeglasses=1,Male=0' -> {'Eyeglasses': 1, 'Male': 0}. UserError for anything else."""
     group: dict[str, int] = {}
-    for part in filter(None, (text or "").replace(" ", "").split(",")):
-        name, _, value = part.partition("=")
+    for part in filter(None, map(str.strip, (text or "").split(","))):
+        name, _, value = map(str.strip, part.partition("="))
         if value not in ("0", "1") or not name:
             raise UserError(f"--where {part}: write NAME=1 or NAME=0, several as Eyeglasses=1,Male=0.")
         group[name] = int(value)
@@ -28,8 +28,10 @@ def parse_group(text: str | None) -> dict[str, int]:
 def chosen(store: FaceStore, *, where: Mapping[str, int], limit: int | None) -> np.ndarray:
     """int64, rising: the images of the group `where`; of its training images at most `limit`, evenly spread. The other splits stay whole.
 
-    UserError for an attribute that the store lacks, and when no training image is left.
+    UserError for an attribute that the store lacks, a limit below 1, and when no training image is left.
     """
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit {limit} is not possible: a store needs training images; take at least 1.")
     fits = np.ones(len(store), bool)
     for column, value in zip(store.columns(list(where)), where.values()):
         fits &= store.attributes[:, column] == value
