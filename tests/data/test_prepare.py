@@ -200,6 +200,45 @@ def test_the_same_again_is_left_alone_and_another_is_refused(celeba, tmp_path):
     assert made and forced.size == 32 and left(tmp_path) == ["celeba", "s"]
 
 
+def flat(shade, side=40):
+    """A BMP of one shade: its length is the same whatever the shade."""
+    file = io.BytesIO()
+    Image.new("RGB", (side, side), (shade, 0, 0)).save(file, "BMP")
+    return file.getvalue()
+
+
+def zip_of(path, shades, year=2020):
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, shade in enumerate(shades):
+            archive.writestr(zipfile.ZipInfo(f"{number}.bmp", (year, 1, 1, 0, 0, 0)), flat(shade))
+
+
+def test_changed_pixels_of_the_same_length_are_another_store(tmp_path):
+    folder = tmp_path / "f"
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"{number}.bmp").write_bytes(flat(250))
+    prepare([str(folder)], tmp_path / "s", size=32)
+    shutil.copytree(folder, tmp_path / "copies" / "f")     # keeps the times, as cp -a and rsync -t do
+    assert not prepare([str(tmp_path / "copies/f")], tmp_path / "s", size=32)[1]
+    (folder / "1.bmp").write_bytes(flat(40))
+    with pytest.raises(UserError, match="exists already"):
+        prepare([str(folder)], tmp_path / "s", size=32)
+    assert prepare([str(folder)], tmp_path / "s", size=32, force=True)[0].images[:, 0, 0, 0].tolist() == [250, 40, 250]
+
+
+def test_a_zip_is_known_by_what_it_holds(tmp_path):
+    zip_of(tmp_path / "f.zip", [250, 250])
+    prepare([str(tmp_path / "f.zip")], tmp_path / "s", size=32)
+    (tmp_path / "again").mkdir()
+    zip_of(tmp_path / "again/f.zip", [250, 250], year=2021)
+    assert not prepare([str(tmp_path / "again/f.zip")], tmp_path / "s", size=32)[1]     # packed again: the same images
+    (tmp_path / "other").mkdir()
+    zip_of(tmp_path / "other/f.zip", [250, 40])
+    with pytest.raises(UserError, match="exists already"):
+        prepare([str(tmp_path / "other/f.zip")], tmp_path / "s", size=32)
+
+
 def test_a_folder_in_the_way_is_refused_before_the_work(celeba, tmp_path):
     (tmp_path / "s").mkdir()
     (tmp_path / "s/mine.txt").write_text("x")

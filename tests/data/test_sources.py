@@ -247,6 +247,12 @@ def test_cifar_batches(tmp_path):
     (tmp_path / "cifar-10-batches-py/batches.meta").write_bytes(pickle.dumps(meta, protocol=2))
     assert find_sources(str(tmp_path))[0].attribute_names[3] == "cat"      # bytes, as Python 3 writes them
 
+    batch = pickle.loads((tmp_path / "cifar-10-batches-py/data_batch_2").read_bytes())
+    batch["data"][4, 1000] ^= 1
+    (tmp_path / "cifar-10-batches-py/data_batch_2").write_bytes(pickle.dumps(batch))
+    again = find_sources(str(tmp_path))[0].marks
+    assert [old == new for old, new in zip(source.marks, again)] == [at != place for at in range(18)]
+
 
 class Evil:
     def __reduce__(self):

@@ -3,6 +3,7 @@
 import functools
 import io
 import pickle
+import zlib
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -78,15 +79,17 @@ def cifar_batches(files: Files) -> Source:
         classes = [f"class_{number}" for number in range(10)]
     keys: list[str] = []
     names: list[str] = []
+    marks: list[str] = []
     labels: list[int] = []
     splits: list[int] = []
     for batch in batches:
         last = PurePosixPath(batch).name
-        _, numbers, filenames = _batch(files, batch)
+        images, numbers, filenames = _batch(files, batch)
+        marks += [f"{zlib.crc32(image):08x}" for image in images]
         keys += [f"{batch}:{row}" for row in range(len(numbers))]
         names += [f"{last}/{filename}" for filename in filenames]
         labels += numbers
         splits += [2 if last == "test_batch" else 0] * len(numbers)
-    return Source(files.label.removesuffix(".zip"), "CIFAR-10", CifarReader(files), keys, names, [3 * SIDE * SIDE] * len(keys),
+    return Source(files.label.removesuffix(".zip"), "CIFAR-10", CifarReader(files), keys, names, marks,
                   attribute_names=tuple(classes), attributes=np.eye(10, dtype=np.uint8)[labels], splits=with_val(splits, names),
                   listed=60_000)

@@ -63,7 +63,7 @@ def hugging_face(name: str) -> Source:
     keys = [f"{split}/{row}" for split, table in tables.items() for row in range(len(table))]
     attribute_names, attributes = _attributes(tables, features)
     codes = [SPLIT_FOLDERS.get(split.lower(), 0) for split, table in tables.items() for _ in range(len(table))]
-    return Source(name.removeprefix("hf:"), "hf", HuggingFaceReader(encoded, columns[0]), keys, keys, [0] * len(keys),
+    return Source(name.removeprefix("hf:"), "hf", HuggingFaceReader(encoded, columns[0]), keys, keys, [""] * len(keys),
                   attribute_names=attribute_names, attributes=attributes, splits=with_val(codes, keys))
 
 

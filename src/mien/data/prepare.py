@@ -95,7 +95,7 @@ class Plan:
     source: np.ndarray              # int64 [n]: index into sources
     keys: list[str]
     names: list[str]
-    bytes: list[int]
+    marks: list[str]                # what changes when the bytes of an image do
     attribute_names: tuple[str, ...]
     attributes: np.ndarray          # uint8 [n, A]
     splits: np.ndarray              # uint8 [n]
@@ -104,13 +104,13 @@ class Plan:
     def keep(self, rows: np.ndarray) -> None:
         """Keep only these images (int64, rising)."""
         self.source, self.attributes, self.splits = self.source[rows], self.attributes[rows], self.splits[rows]
-        self.keys, self.names, self.bytes = ([values[row] for row in rows] for values in (self.keys, self.names, self.bytes))
+        self.keys, self.names, self.marks = ([values[row] for row in rows] for values in (self.keys, self.names, self.marks))
 
     def fingerprint(self, crop: str, size: int) -> str:
-        """Hex sha256 of all that decides what the store will hold, but the bytes of the images, of which only the length counts."""
+        """Hex sha256 of all that decides what the store will hold, but the bytes of the images, for which their marks stand."""
         settings = [size, crop, FILTER, self.attribute_names, [source.name for source in self.sources]]
         hashed = hashlib.sha256(json.dumps(settings).encode())
-        hashed.update("".join(f"{name}\0{length}\n" for name, length in zip(self.names, self.bytes)).encode("utf-8", "surrogateescape"))
+        hashed.update("".join(f"{name}\0{mark}\n" for name, mark in zip(self.names, self.marks)).encode("utf-8", "surrogateescape"))
         for array in (self.source, self.attributes, self.splits):
             hashed.update(np.ascontiguousarray(array).data)
         return hashed.hexdigest()
@@ -170,7 +170,7 @@ def _plan(sources: list[Source], wanted: Sequence[str] | None, note: Callable[[s
     plan = Plan(
         sources=sources, source=np.repeat(np.arange(len(sources)), [len(source.keys) for source in sources]),
         keys=[key for source in sources for key in source.keys], names=_distinct(sources),
-        bytes=[count for source in sources for count in source.bytes], attribute_names=chosen, attributes=table,
+        marks=[mark for source in sources for mark in source.marks], attribute_names=chosen, attributes=table,
         splits=np.concatenate([source.splits for source in sources if source.splits is not None]), skipped=skipped)
     unwritable = [row for row, name in enumerate(plan.names) if not _is_text(name)]
     for row in unwritable:

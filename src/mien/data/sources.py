@@ -47,7 +47,7 @@ class Source:
     reader: Reader
     keys: list[str]                         # what the reader calls each image
     names: list[str]                        # what the store calls it
-    bytes: list[int]                        # size of each, to know a source again
+    marks: list[str]                        # of each, changing when its bytes do, to know a source again
     attribute_names: tuple[str, ...] = ()
     attributes: np.ndarray | None = None    # uint8 [n, A]; None is [n, 0]
     splits: np.ndarray | None = None        # uint8 [n]: 0 train, 1 val, 2 test; None: drawn by hash
@@ -160,7 +160,7 @@ def _celeba(files: Files, folders: dict[str, list[str]], annotated: bool) -> lis
         taken.update(by_stem)
         names = [key.rpartition("/")[2] for key in keys]
         splits, remarks = _celeba_splits(folder, names, partition)
-        source = Source(folder, "CelebA", files, keys, names, [files.sizes[key] for key in keys], splits=splits,
+        source = Source(folder, "CelebA", files, keys, names, [files.marks[key] for key in keys], splits=splits,
                         skipped=_strangers(files, members), notes=remarks)
         if len(keys) < len(members):
             better = sources[0].name if sources else folder
@@ -233,7 +233,7 @@ def _classes(images: list[str]) -> tuple[list[str], list[str], list[int] | None]
 
 def _class_folders(files: Files, images: list[str], classes: list[str], labels: list[str], splits: list[int] | None) -> Source:
     place = {name: column for column, name in enumerate(classes)}
-    return Source(files.label.removesuffix(".zip"), "class folders", files, images, images, [files.sizes[name] for name in images],
+    return Source(files.label.removesuffix(".zip"), "class folders", files, images, images, [files.marks[name] for name in images],
                   attribute_names=tuple(classes), attributes=np.eye(len(classes), dtype=np.uint8)[[place[label] for label in labels]],
                   splits=None if splits is None else with_val(splits, images), skipped=_strangers(files, images))
 
@@ -241,7 +241,7 @@ def _class_folders(files: Files, images: list[str], classes: list[str], labels: 
 def _plain(files: Files, images: list[str], table: tuple[str, bytes] | None, annotated: bool) -> Source:
     prefix = _common_prefix(images)
     names = [name.removeprefix(prefix) for name in images]
-    source = Source(files.label.removesuffix(".zip"), "images", files, images, names, [files.sizes[name] for name in images],
+    source = Source(files.label.removesuffix(".zip"), "images", files, images, names, [files.marks[name] for name in images],
                     skipped=_strangers(files, images))
     read = annotations.read_table(table[1], table[0]) if table else None
     if read and (annotated or read.split_place is not None):
