@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -99,6 +100,33 @@ def test_verify_passes_a_whole_store_and_fails_a_damaged_one(tmp_path):
     assert code == 1 and json.loads(said)["whole"] is False and len(json.loads(said)["problems"]) == 1
     with pytest.raises(UserError, match="no such data folder"):     # wrong use, exit code 2, is not damage
         mien_data("verify", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("words", [("inspect",), ("verify",), ("subset", "--out", "part")])
+def test_a_damaged_store_is_said_in_a_line(toys, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(toys, "s")
+    manifest = tmp_path / "s/manifest.json"
+    text = manifest.read_text()
+    for change in ({"source": 3}, {"source": [{"name": "x"}]}, {"sha256": [1]}, {"skipped": 5}):
+        manifest.write_text(json.dumps(json.loads(text) | change))
+        with pytest.raises(UserError, match="is damaged: manifest.json has something odd as"):
+            mien_data(words[0], "s", *words[1:])
+    manifest.write_text(text)
+    os.unlink("s/names.txt")
+    if words[0] == "subset":
+        with pytest.raises(UserError, match="is damaged: names.txt cannot be read"):
+            mien_data(words[0], "s", *words[1:])
+    else:
+        assert mien_data(words[0], "s")[0] == (1 if words[0] == "verify" else 0)
+    assert os.listdir() == ["s"]
+
+
+def test_a_subset_without_training_images_is_refused(toys, tmp_path):
+    for limit in ("0", "-5"):
+        with pytest.raises(UserError, match=f"--limit {limit} is not possible"):
+            mien_data("subset", toys, "--out", tmp_path / "part", "--limit", limit)
+    assert os.listdir(tmp_path) == []
 
 
 def photos_at(folder, count):

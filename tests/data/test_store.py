@@ -194,3 +194,32 @@ def test_a_missing_or_cut_file_is_found(small_store):
     assert any("damaged" in line for line in problems(small_store.path))
     (small_store.path / "images.npy").unlink()
     assert "images.npy is missing" in list(problems(small_store.path))
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("source", 3), ("source", None), ("source", [{"name": "x"}]), ("source", ["x"]), ("source", [{"name": "x", "count": "60"}]),
+    ("source", [{"name": "x", "count": 100, "listed": "all"}]), ("sha256", [1]), ("sha256", "abc"), ("sha256", {"images.npy": 1}),
+    ("skipped", 5), ("attributes", ["A", 1]), ("attributes", [["A"], "B"])])
+def test_a_manifest_with_odd_things_in_it_is_damage(small_store, key, value):
+    (small_store.path / "manifest.json").write_text(json.dumps(small_store.manifest | {key: value}))
+    for look in (open_store, lambda path: list(problems(path))):
+        with pytest.raises(UserError, match=f"is damaged: manifest.json has something odd as {key}; prepare it again"):
+            look(small_store.path)
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    (None, "No such file"), (b"\xff\n" * 100, "cannot be read"), (b"n0\nn1\n", "2 names for 100")])
+def test_names_that_are_missing_or_wrong_are_said(small_store, content, said):
+    path = small_store.path / "names.txt"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    store = open_store(small_store.path)    # training needs no names
+    with pytest.raises(UserError, match=f"is damaged: names.txt.*{said}"):
+        _ = store.names
+    found = list(problems(small_store.path))
+    assert len(found) == 2 and found[0].startswith("names.txt is") and said in found[1]
+    (small_store.path / "manifest.json").write_text(json.dumps({**store.manifest, "sha256": {}}))
+    if content is None:
+        with pytest.raises(UserError, match="is damaged"):
+            _ = open_store(small_store.path).digest

@@ -10,7 +10,7 @@ Images of one source stand together, in the order of the manifest's `source` lis
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -46,13 +46,26 @@ class FaceStore:
 
     @cached_property
     def names(self) -> list[str]:
-        """The name of each image, as its source calls it."""
-        return (self.path / "names.txt").read_text(encoding="utf-8").split("\n")[:-1]
+        """The name of each image, as its source calls it. UserError when names.txt is missing, no text, or of another length."""
+        try:
+            found = (self.path / "names.txt").read_text(encoding="utf-8").split("\n")[:-1]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"the store {self.path} is damaged: names.txt cannot be read ({error}); prepare it again") from None
+        if len(found) != len(self):
+            raise UserError(f"the store {self.path} is damaged: names.txt has {len(found):,} names for {len(self):,} images; "
+                            "prepare it again")
+        return found
 
     @cached_property
     def sha256(self) -> dict[str, str]:
-        """{file: hex sha256}. A manifest without the table (made by hand) has its arrays hashed when this is first asked for."""
-        return self.manifest.get("sha256") or {name: file_sha256(self.path / name) for name in ARRAYS}
+        """{file: hex sha256}. A manifest without the table (made by hand) has its arrays hashed when this is first asked for.
+
+        UserError when a file is missing then.
+        """
+        try:
+            return self.manifest.get("sha256") or {name: file_sha256(self.path / name) for name in ARRAYS}
+        except OSError as error:
+            raise UserError(f"the store {self.path} is damaged ({error}); prepare it again") from None
 
     @property
     def digest(self) -> str:
@@ -119,7 +132,24 @@ def read_manifest(path: Path) -> dict[str, Any]:
                if not isinstance(manifest.get(key), kind)]
     if missing:
         raise UserError(f"the store {path} is damaged: manifest.json lacks {', '.join(missing)}; prepare it again")
+    wrong = [key for key, is_right in _RIGHT.items() if key in manifest and not is_right(manifest[key])]
+    if wrong:
+        raise UserError(f"the store {path} is damaged: manifest.json has something odd as {', '.join(wrong)}; prepare it again")
     return manifest
+
+
+def _is_source(entry: Any) -> bool:
+    return (isinstance(entry, dict) and isinstance(entry.get("name"), str) and isinstance(entry.get("count"), int)
+            and isinstance(entry.get("listed", 0), int | None))
+
+
+# What these parts of a manifest must be where they are present; a hand-made store may lack all but the attributes.
+_RIGHT: dict[str, Callable[[Any], bool]] = {
+    "attributes": lambda found: all(isinstance(name, str) for name in found),
+    "source": lambda found: isinstance(found, list) and all(map(_is_source, found)),
+    "sha256": lambda found: isinstance(found, dict) and all(isinstance(digest, str) for digest in found.values()),
+    "skipped": lambda found: isinstance(found, list),
+}
 
 
 def file_sha256(path: Path) -> str:
@@ -150,18 +180,19 @@ def problems(path: str | Path) -> Iterator[str]:
             yield f"{name} is not what was written: its sha256 differs from the manifest's"
     try:
         store = open_store(path)
-        names = store.names
-    except (UserError, OSError, UnicodeDecodeError) as error:
+    except UserError as error:
         yield str(error)
         return
     if store.attributes.size and store.attributes.max() > 1:
         yield "attributes.npy holds values other than 0 and 1"
     if len(store) and store.splits.max() > 2:
         yield "splits.npy holds values other than 0, 1 and 2"
-    if len(names) != len(store):
-        yield f"names.txt has {len(names):,} names for {len(store):,} images"
-    if len(set(names)) != len(names):
-        yield f"names.txt has {len(names) - len(set(names)):,} repeated names"
+    try:
+        repeated = len(store) - len(set(store.names))
+        if repeated:
+            yield f"names.txt has {repeated:,} repeated names"
+    except UserError as error:
+        yield str(error)
     if len(set(store.attribute_names)) != len(store.attribute_names):
         yield "manifest.json names an attribute twice"
     counts = {split: int((store.splits == code).sum()) for split, code in SPLITS.items()}
