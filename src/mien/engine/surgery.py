@@ -3,6 +3,7 @@
 Every input and output of a layer has a label: an attribute's name, a latent's number, a channel of a map of some size, "stddev". Weights
 are copied where the labels agree. Old outputs get weight 0 for inputs they did not have, so that they compute what they did; new outputs
 keep their fresh weights, and nobody listens to them yet (as the wider networks of Chen et al. 2016, "Net2Net", without copies of units).
+So a projection or another layer of attributes only begins at 0 where it is new or knows none of them; not under spectral norm, 0 / 0 there.
 Attributes are signed, so dropping one leaves the network where it is undecided about it.
 """
 
@@ -24,6 +25,9 @@ from mien.errors import UserError
 from mien.models.catalogue import Discriminator, Generator, build_discriminator, build_generator
 from mien.models.dcgan import DCGANDiscriminator, DCGANGenerator
 from mien.models.layers import Project, Spectral
+from mien.models.r3 import R3Generator
+from mien.models.resnet import ConditionalBatchNorm2d, ResNetDiscriminator, ResNetGenerator
+from mien.models.style import Linear as ScaledLinear
 from mien.runs import Run
 
 Labels = list[Hashable]
@@ -159,6 +163,7 @@ def _owner(key: str) -> str:
 def _into(net: nn.Module, labels: Mapping[str, Side], old: nn.Module, old_labels: Mapping[str, Side]) -> list[Fate]:
     """Copy `old` into `net`, layer by layer; what became of each parameter."""
     fates, before = [], dict(old.named_modules())
+    there = {label for side in old_labels.values() for labels_of in side for label in labels_of}
     for name, layer in net.named_modules():
         if name not in labels:
             continue
@@ -169,7 +174,11 @@ def _into(net: nn.Module, labels: Mapping[str, Side], old: nn.Module, old_labels
             if was is None or slot not in theirs:
                 what, note, same_norm = "new", _shape(tensor), False
             else:
-                what, note, same_norm = _copy(tensor, _dims(layer, slot, labels[name]), theirs[slot], _dims(was, slot, old_labels[name]))
+                past = theirs[slot] if slot != "weight" else theirs[slot] * (_scale(was) / _scale(layer))
+                what, note, same_norm = _copy(tensor, _dims(layer, slot, labels[name]), past, _dims(was, slot, old_labels[name]))
+            if what == "new" and slot == "weight" and _begins_silent(layer, labels[name], there):
+                tensor.zero_()
+                note += ": 0 at first"
             if isinstance(tensor, nn.Parameter):
                 fates.append(Fate(f"{name}.{slot}", what, note))
                 estimate_holds &= same_norm or slot == "bias"
@@ -181,6 +190,17 @@ def _into(net: nn.Module, labels: Mapping[str, Side], old: nn.Module, old_labels
 
 def _tensors(layer: nn.Module) -> dict[str, torch.Tensor]:
     return {**dict(layer.named_parameters(recurse=False)), **dict(layer.named_buffers(recurse=False))}
+
+
+def _scale(layer: nn.Module) -> float:
+    """What a weight counts times: in style's linear layers that depends on how many inputs there are."""
+    return layer.scale if isinstance(layer, ScaledLinear) else 1.0
+
+
+def _begins_silent(layer: nn.Module, side: Side, there: set[Hashable]) -> bool:
+    """Whether a new layer speaks of attributes only, and to outputs that were there; spectral norm would divide 0 by 0."""
+    attributes_only = bool(side[1]) and all(isinstance(label, str) and label not in COLOURS for label in side[1])
+    return attributes_only and not there.isdisjoint(side[0]) and not isinstance(layer, Spectral)
 
 
 def _dims(layer: nn.Module, slot: str, side: Side) -> list[tuple[str, Labels] | None]:
@@ -254,7 +274,7 @@ def _shape(tensor: torch.Tensor) -> str:
 
 
 def by_shape(net: nn.Module) -> dict[str, Side]:
-    """Labels that agree only where a layer has the same name, and as many outputs and inputs: for networks of which no more is known."""
+    """Labels that agree only where a layer has the same name, and as many outputs and inputs: for layers of which no more is known."""
     labels: dict[str, Side] = {}
     for name, layer in net.named_modules():
         tensors = _tensors(layer).values()
@@ -267,10 +287,26 @@ def by_shape(net: nn.Module) -> dict[str, Side]:
 
 def generator_labels(net: Generator, names: Sequence[str]) -> dict[str, Side]:
     """Layer name -> what its outputs and inputs are."""
-    if not isinstance(net, DCGANGenerator):
-        return by_shape(net)
+    z: Labels = [("z", i) for i in range(net.z_dim)]
     labels: dict[str, Side] = {}
-    last: Labels = [("z", i) for i in range(net.z_dim)] + (list(names) if net.condition == "concat" else [])
+    last: Labels = [*z, *(names if net.condition == "concat" else [])]
+    if isinstance(net, ResNetGenerator):
+        labels = by_shape(net)
+        labels["stem"] = (labels["stem"][0], last)
+        for name, layer in net.named_modules():
+            if isinstance(layer, ConditionalBatchNorm2d) and layer.gain is not None:
+                labels[f"{name}.gain"] = labels[f"{name}.shift"] = (labels[name][0], list(names))
+        return labels
+    if not isinstance(net, DCGANGenerator):  # style and r3: an embedding of the attributes beside the latent
+        labels, told = by_shape(net), list[Hashable]()
+        first, where = "mapping.layers.0", "mapping.embedding"
+        if isinstance(net, R3Generator):
+            first, where = "blocks.4x4.basis.amounts", "embedding"
+        if where in labels:
+            told, _ = labels[where]
+            labels[where] = (told, list(names))
+        labels[first] = (labels[first][0], [*z, *told])
+        return labels
     for block, layers in net.blocks.named_children():
         for kind, layer in layers.named_children():
             name = f"blocks.{block}.{kind}"
@@ -287,10 +323,17 @@ def generator_labels(net: Generator, names: Sequence[str]) -> dict[str, Side]:
 
 
 def discriminator_labels(net: Discriminator, names: Sequence[str]) -> dict[str, Side]:
-    if not isinstance(net, DCGANDiscriminator):
-        return by_shape(net)
     labels: dict[str, Side] = {}
     last: Labels = [*COLOURS, *(names if net.condition == "channels" else [])]
+    if not isinstance(net, DCGANDiscriminator):
+        labels = by_shape(net)
+        if isinstance(net, ResNetDiscriminator):
+            block = next(name for name, _ in net.trunk.named_children())
+            for name in (f"trunk.{block}.conv1", f"trunk.{block}.shortcut"):
+                labels[name] = (labels[name][0], last)
+        if net.embedding is not None:
+            labels["embedding"] = (labels["logit"][1], list(names))
+        return labels
     for block, layers in net.trunk.named_children():
         for kind, layer in layers.named_children():
             name = f"trunk.{block}.{kind}"
