@@ -24,6 +24,16 @@ def test_a_jumpy_generator_has_a_longer_path(toys):
     assert jumpy.low > smooth.high > 0
 
 
+def test_no_two_seeds_share_a_face_of_the_path(toys, monkeypatch):
+    import mien.explore.latents as numbered
+
+    drawn, latents = [], numbered.latents
+    monkeypatch.setattr(numbered, "latents", lambda seeds, z_dim: drawn.append(set(seeds)) or latents(seeds, z_dim))
+    rows, extractor = toys.rows(16, 0)[:, :2], build_extractor("pixels")
+    values = [path_length(toys.generator(), rows, extractor, scale=1.0, seed=seed).value for seed in (0, 1, 2**32, 2**64 + 1)]
+    assert drawn[0] == set(range(32)) and len(set.union(*drawn)) == 4 * 32 and len(set(values)) == 4
+
+
 def test_a_longer_yardstick_makes_a_shorter_path(toys):
     rows, extractor = toys.rows(64, 0)[:, :2], build_extractor("pixels")
     one, two = (path_length(toys.generator(), rows, extractor, scale=scale).value for scale in (1.0, 2.0))

@@ -87,6 +87,21 @@ def test_starting_from_other_weights(data, whole, tmp_path):
     torch.testing.assert_close(training.net.head.weight, before)
 
 
+def test_any_seed_will_do(data, tmp_path):
+    assert train_classifier(data, tmp_path, Recipe(**{**TINY, "seed": 2**66 + 1}), stop_after_steps=1, report=lambda line: None) is None
+    assert json.loads((tmp_path / "state.json").read_text())["step"] == 1
+
+
+def test_one_validation_image_is_too_few_to_calibrate_by_and_ends_no_training(tmp_path):
+    images, attributes = draw_faces(9)
+    write_store(tmp_path / "store", images=images, attributes=attributes, attribute_names=TOY_ATTRIBUTES, crop="whole",
+                splits=np.array([0] * 8 + [1], np.uint8), names=[f"{i}" for i in range(9)], source=[{"name": "toys", "count": 9}])
+    recipe = Recipe(**{**TINY, "phases": [[32, 1]]})
+    weights = train_classifier(tmp_path / "store", tmp_path / "out", recipe, report=lambda line: None)
+    meta = load_judge(weights).meta
+    assert meta["calibration"] is None and meta["validation"] is None
+
+
 def test_a_store_that_does_not_suit(tmp_path, data):
     images, attributes = draw_faces(16, size=32)
     common = {"splits": np.zeros(16, np.uint8), "names": [f"{i}" for i in range(16)], "crop": "whole",

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mien.metrics.face_sets import SEED_STRIDE
 from mien.metrics.features import check_features
 from mien.metrics.memorization import nearest, wilson
 from mien.metrics.protocol import Estimate
@@ -87,9 +88,10 @@ def path_length(generator: LoadedGenerator, conditions: np.ndarray, extractor: C
     from mien.explore.sample import render
 
     count = len(conditions)
-    generator, z = truncated(generator, latents(range(seed, seed + 2 * count), generator.z_dim), truncation)
+    first = seed * SEED_STRIDE
+    generator, z = truncated(generator, latents(range(first, first + 2 * count), generator.z_dim), truncation)
     start, end = z[:count], z[count:]
-    t = torch.rand(count, 1, generator=torch.Generator().manual_seed(seed)) * (1 - STEP)
+    t = torch.rand(count, 1, generator=torch.Generator().manual_seed(seed % 2**64)) * (1 - STEP)
     rows = torch.from_numpy(conditions.astype(np.float32))
     before, after = (np.asarray(extractor(render(generator, slerp(start, end, at), rows)), dtype=np.float64) for at in (t, t + STEP))
     lengths = ((before - after) ** 2).sum(axis=1) / (scale * STEP) ** 2

@@ -129,7 +129,7 @@ def _cell_test(fake: np.ndarray, training: np.ndarray, held_out: np.ndarray, of_
     """C_T: z within k-means cells of the training set, averaged with the cells' training shares; None when no cell has 20 of each."""
     from sklearn.cluster import MiniBatchKMeans
 
-    cells = MiniBatchKMeans(CELLS, random_state=seed, n_init=1, batch_size=2048).fit(np.asarray(training, dtype=np.float64))
+    cells = MiniBatchKMeans(CELLS, random_state=seed % 2**32, n_init=1, batch_size=2048).fit(np.asarray(training, dtype=np.float64))
     where = {name: cells.predict(np.asarray(x, dtype=np.float64)) for name, x in (("f", fake), ("t", training), ("h", held_out))}
     total, weight = 0.0, 0.0
     for cell in range(CELLS):

@@ -32,6 +32,7 @@ from mien.metrics.classifier_views import STRESSES, random_views
 from mien.models.classifier import INPUT_PX, FaceClassifier, load_classifier, prepare_images, save_classifier
 
 WATCHED = ("Male", "Smiling", "Eyeglasses")
+SEEDS = 2**64  # torch takes no larger ones
 
 
 @dataclass
@@ -86,7 +87,7 @@ class Training:
     """All that changes: the network, its average, the optimiser's moments, the step, and the running loss of the epoch."""
 
     def __init__(self, recipe: Recipe, attributes: int, device: str = "cpu"):
-        torch.manual_seed(recipe.seed)
+        torch.manual_seed(recipe.seed % SEEDS)
         self.recipe, self.device = recipe, torch.device(device)
         self.net = FaceClassifier(attributes).to(self.device, memory_format=torch.channels_last)    # type: ignore[call-overload]
         self.average = copy.deepcopy(self.net).eval().requires_grad_(False)
@@ -253,7 +254,7 @@ def run_steps(training: Training, faces: Faces, out: Path, *, steps: int, last: 
         epoch, place = divmod(training.step, steps)
         order = np.random.default_rng([recipe.seed, epoch]).permutation(faces.train)
         chosen = np.sort(order[place * recipe.batch:(place + 1) * recipe.batch])
-        seed = recipe.seed * 1_000_003 + training.step
+        seed = (recipe.seed * 1_000_003 + training.step) % SEEDS
         views, softened = random_views(faces.batch(chosen, recipe.size_px(epoch)), seed=seed)
         torch.manual_seed(seed)                                     # dropout
         labels = faces.attributes[torch.from_numpy(chosen)]
@@ -314,7 +315,7 @@ def finish(training: Training, faces: Faces, out: Path) -> Path:
         "calibration": None, "validation": None,
     }
     save_classifier(training.average, meta, path)
-    if len(faces.val):
+    if len(faces.val) > 1:                                          # of one image nothing is left to fit on when it is set aside
         net, _ = load_classifier(path)
         logits, labels = predict(net, faces, faces.val).numpy(), store.attributes[faces.val]
         scale, bias = fit_platt(logits, labels)
