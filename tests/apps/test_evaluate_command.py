@@ -90,6 +90,15 @@ def test_mistakes_are_user_errors(run, store_folder):
         assert isinstance(said.exception, UserError) and word in str(said.exception)
 
 
+def test_a_config_of_something_else_beside_the_model_costs_no_score(store_folder, tiny_snapshot, tmp_path):
+    for suffix in (".safetensors", ".json"):
+        (tmp_path / f"mine{suffix}").write_bytes(tiny_snapshot.with_suffix(suffix).read_bytes())
+    (tmp_path / "config.json").write_text('{"model_type": "gan"}')
+    said = run_eval(tmp_path / "mine.safetensors", "--data", store_folder, "--metrics", "kid", "--features", "random", "--json")
+    assert said.exit_code == 0 and json.loads(said.stdout)[0]["metric"] == "kid-random"
+    assert "were not written to a run" in said.stderr and not list(tmp_path.glob("*.jsonl"))
+
+
 def test_a_snapshot_is_scored_during_training(run, store_folder):
     from mien.data.store import open_store
     from mien.sections import Eval

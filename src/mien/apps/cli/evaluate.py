@@ -69,11 +69,14 @@ def evaluate(
         return
     if not scores:
         raise UserError("Nothing could be scored; the lines above say why.")
-    record(model, subject, scores)
     if as_json:
         print_json([score.line() for score in scores])
     else:
         _show(scores)
+    try:
+        record(model, subject, scores)
+    except UserError as problem:  # a config.json of something else beside the model, say: the scores stand all the same
+        note(f"The scores were not written to a run: {problem}")
 
 
 def check_settings(settings: Eval, store: FaceStore) -> None:
