@@ -177,6 +177,16 @@ def test_a_folder_of_pictures(toys, toy_store, toy_judge, tmp_path):
         evaluate(folder, toy_store, metrics=["control"], **COMMON)
 
 
+def test_too_few_images_for_the_bias_curve_leave_the_distance_itself(toys, toy_store):
+    problems = []
+    asked = {**COMMON, "count": 150, "metrics": ["fd"]}
+    scores = evaluate(toys.generator(), toy_store, with_bias_curve=True, on_problem=problems.append, **asked)
+    assert [score.metric for score in scores] == ["fd-random"] and len(problems) == 1 and "fd-infinite: The bias curve needs" in problems[0]
+    assert scores[0].value == evaluate(toys.generator(), toy_store, **asked)[0].value
+    with pytest.raises(UserError, match="bias curve"):
+        evaluate(toys.generator(), toy_store, with_bias_curve=True, **asked)
+
+
 def test_floor_and_reference_share_no_image_and_have_the_same_table(toy_store):
     reference = face_sets.reference_indices(toy_store, "val", 500, 0)
     floor = face_sets.floor_indices(toy_store, reference, ("Male", "Smiling"), "val", 0)
@@ -218,13 +228,15 @@ def test_conditions_of_the_fakes_are_the_reals_own(toys, toy_store):
 
 @pytest.mark.parametrize("change, word", [
     ({"metrics": ["fid"]}, "Did you mean fd"),
-    ({"split": "vol"}, "vol"),
+    ({"split": "vol"}, "vol.*train, val or test.*Did you mean val"),
+    ({"split": "all"}, "say train, val or test"),
     ({"count": 0}, "at least 1"),
     ({"features": "fase"}, "Did you mean face"),
     ({"metrics": ["fd"], "count": 50}, "too few for 64 features"),
     ({"metrics": ["torcheval"]}, "torchvision-inception"),
+    ({"metrics": ["control"], "count": 1}, "at least 2 faces to ask with"),
 ])  # fmt: skip
-def test_words_for_what_does_not_fit(toys, toy_store, change, word):
+def test_words_for_what_does_not_fit(toys, toy_store, toy_judge, change, word):
     with pytest.raises(UserError, match=word):
         evaluate(toys.generator(), toy_store, **(COMMON | change))
 

@@ -56,8 +56,10 @@ def ask(generator: LoadedGenerator, judge: Judge, conditions: np.ndarray, which:
         truncation: float = 1.0, see: Look | None = None) -> Answers:
     """Render every latent with each of the columns `which` of conditions [n, C] set to 0 and to 1, and judge: (A + 1) x n images.
 
-    see: in the place of `look`, here and below.
+    see: in the place of `look`, here and below. Raises UserError for fewer than 2 latents: the spread over them makes the intervals.
     """
+    if len(conditions) < 2:
+        raise UserError(f"Control needs at least 2 faces to ask with; there is {len(conditions)}. Raise --count.")
     see = see or look
     generator, z = asked_latents(generator, len(conditions), seed, truncation)
     base, base_features = see(generator, judge, z, conditions)

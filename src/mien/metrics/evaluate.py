@@ -72,19 +72,30 @@ def _scores(subject: Subject, metrics: Sequence[str] | None, *, with_bias_curve:
             continue
         try:
             found = METRICS[metric](subject)
-            if metric == "fd" and with_bias_curve:
-                at_infinity = bias_curve(real=subject.real_features, fake=subject.fake_features)
-                found.append((metric_name("fd-infinite", subject.extractor.name), at_infinity, 0.0))
         except UserError as problem:
             if on_problem is None:
                 raise
             on_problem(f"{metric}: {problem}")
             continue
+        if metric == "fd" and with_bias_curve:
+            found += _bias_curve(subject, on_problem)
         seconds = round(time.monotonic() - began, 2)
         scores += [Score.of(metric_name, estimate, protocol=_protocol(subject), floor=floor, seconds=seconds,
                             reals_from_cache=subject.from_cache, **({"notes": subject.notes} if subject.notes else {}))
                    for metric_name, estimate, floor in found]
     return scores
+
+
+def _bias_curve(subject: Subject, on_problem: Callable[[str], None] | None) -> Found:
+    """It needs more images than the distance at this N, which stands without it."""
+    try:
+        at_infinity = bias_curve(real=subject.real_features, fake=subject.fake_features)
+    except UserError as problem:
+        if on_problem is None:
+            raise
+        on_problem(f"fd-infinite: {problem}")
+        return []
+    return [(metric_name("fd-infinite", subject.extractor.name), at_infinity, 0.0)]
 
 
 def _unfit(metric: str, subject: Subject) -> str | None:

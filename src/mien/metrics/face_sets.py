@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mien.data.store import FaceStore
-from mien.errors import UserError
+from mien.data.store import SPLITS, FaceStore
+from mien.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from mien.explore.load import LoadedGenerator
@@ -73,9 +73,7 @@ def folder_faces(folder: Path, size: int, *, limit: int | None = None, seed: int
     The CSV has a column for the file's name and one for each attribute, 0 or 1 (or -1); one called `seed` is passed over, so folders of
     `mien sample` do. limit: so many pictures, drawn by `seed`.
     """
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
-    if not files:
-        raise UserError(f"{folder} holds no pictures; give a folder of PNGs, a run, a snapshot or a store.")
+    files = pictures_of(folder)
     if limit is not None and limit < len(files):
         files = [files[i] for i in np.sort(np.random.default_rng(seed).permutation(len(files))[:limit])]
     attribute_names, rows = _labels(folder / "attributes.csv", [path.name for path in files])
@@ -87,26 +85,37 @@ def folder_faces(folder: Path, size: int, *, limit: int | None = None, seed: int
     return FaceSet(rows, attribute_names, [path.name for path in files], read)
 
 
+def pictures_of(folder: Path) -> list[Path]:
+    """The pictures of a folder, by name. UserError when it holds none."""
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
+    if not files:
+        raise UserError(f"{folder} holds no pictures; give a folder of PNGs, a run, a snapshot or a store.")
+    return files
+
+
 def _picture(path: Path, size: int) -> Tensor:
-    from PIL import Image
+    """Read as a store's preparation reads it, or the same photos would score differently from a folder and from a store."""
+    from mien.data.formats import BadImageError, open_picture, render, upright_size
 
     try:
-        with Image.open(path) as image:
-            picture = image.convert("RGB")
-    except OSError as error:
+        with open_picture(path) as image:
+            width, height = upright_size(image)
+            if width != height:
+                raise UserError(f"{path} is {width}x{height}; pictures to score must be square, cropped as the store's are.")
+            pixels = render(image, crop="whole", size=size, allow_upscale=True)
+    except BadImageError as error:
         raise UserError(f"{path} cannot be read as a picture ({error}).") from None
-    if picture.width != picture.height:
-        raise UserError(f"{path} is {picture.width}x{picture.height}; pictures to score must be square, cropped as the store's are.")
-    if picture.width != size:
-        picture = picture.resize((size, size), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
 
 
 def _labels(path: Path, files: list[str]) -> tuple[tuple[str, ...], np.ndarray]:
     if not path.is_file():
         return (), np.zeros((len(files), 0), dtype=np.uint8)
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        table = list(csv.reader(file))
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            table = list(csv.reader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as a table ({error}); save it as CSV in UTF-8.") from None
     names = tuple(table[0][1:]) if table else ()
     kept = [i for i, name in enumerate(names) if name != "seed"]
     given = {row[0]: row[1:] for row in table[1:] if row}
@@ -118,6 +127,14 @@ def _labels(path: Path, files: list[str]) -> tuple[tuple[str, ...], np.ndarray]:
     except (ValueError, IndexError) as error:
         raise UserError(f"{path} has a line with a missing or wrong value ({error}); write 0 or 1 for each attribute.") from None
     return tuple(names[i] for i in kept), np.array(rows, dtype=np.uint8).reshape(len(rows), len(kept))
+
+
+def check_split(split: str) -> None:
+    """Raises UserError for what a model cannot be scored against. 'all' is: training images would pass for held-out ones."""
+    if split == "all":
+        raise UserError("Split all holds the training images too, which would pass for held-out ones; say train, val or test.")
+    if split not in SPLITS:
+        raise UserError(f"No split is called {split!r}; say train, val or test.{did_you_mean(split, SPLITS)}")
 
 
 def reference_indices(store: FaceStore, split: str, count: int, seed: int) -> np.ndarray:

@@ -47,9 +47,10 @@ class Subject:
 
     def __init__(self, *, store: FaceStore, split: str, reference: np.ndarray, fake: FaceSet, generator: LoadedGenerator | None, name: str,
                  meta: dict[str, Any], conditions: str, extractor: Extractor, seed: int, truncation: float, latents: int, cache: bool,
-                 progress: Progress | None, notes: list[str], ranks: Ranks | None = None):
+                 progress: Progress | None, notes: list[str], wider: np.ndarray, ranks: Ranks | None = None):
         self.ranks = ranks
         self.store, self.split, self.reference = store, split, reference
+        self.wider = wider  # what the reference would be for a model with more faces
         self.fake, self.generator, self.name, self.meta, self.conditions = fake, generator, name, meta, conditions
         self.extractor, self.seed, self.truncation, self.latents = extractor, seed, truncation, latents
         self.cache, self.progress, self.notes = cache, progress, notes
@@ -137,9 +138,13 @@ class Subject:
 
     @cached_property
     def held_out(self) -> np.ndarray:
-        """Features of up to MAX_HELD_OUT reals that are not training images: the reference, if it is none, else of val and test."""
+        """Features of up to MAX_HELD_OUT reals that are not training images: the reference, if it is none, else of val and test.
+
+        Few faces to score are no reason for few held-out images: the test needs no equal sizes.
+        """
         if self.split != "train":
-            return self.real_features[:MAX_HELD_OUT]
+            whole = len(self.wider) == len(self.reference)
+            return self.real_features[:MAX_HELD_OUT] if whole else self._of_reals(self.wider[:MAX_HELD_OUT], "held-out images")
         there = np.concatenate([self.store.indices("val"), self.store.indices("test")])
         if not len(there):
             raise UserError("The memorisation test needs real images outside the training split, and the store has none.")
@@ -251,10 +256,9 @@ def open_subject(model: LoadedGenerator | FaceStore | Path, store: FaceStore, *,
     """Put model and reference side by side; nothing is computed yet. Raises UserError when they do not fit."""
     if count < 1:
         raise UserError("--count must be at least 1.")
-    notes: list[str] = []
-    there = len(store.indices(split))
-    if 0 < there < count:
-        notes.append(f"{split} has {there:,} images, so {there:,} are compared with as many, not {count:,}")
+    face_sets.check_split(split)
+    wider = face_sets.reference_indices(store, split, count, seed)
+    count, notes = _as_many(model, store, split, count)
     reference = face_sets.reference_indices(store, split, count, seed)
     generator, meta = None, {}
     if isinstance(model, Path):
@@ -277,7 +281,20 @@ def open_subject(model: LoadedGenerator | FaceStore | Path, store: FaceStore, *,
     extractor = build_extractor(features, device=device, weights=weights, precision=precision)
     return Subject(store=store, split=split, reference=reference, fake=fake, generator=generator, name=name or shown, meta=meta,
                    conditions=law, extractor=extractor, seed=seed, truncation=truncation, latents=latents, cache=cache, progress=progress,
-                   notes=notes, ranks=ranks)
+                   notes=notes, wider=wider, ranks=ranks)
+
+
+def _as_many(model: LoadedGenerator | FaceStore | Path, store: FaceStore, split: str, count: int) -> tuple[int, list[str]]:
+    """(how many images there can be on each side, a note when they are fewer than `count`)."""
+    sides = [(len(store.indices(split)), split)]
+    if isinstance(model, Path):
+        sides.append((len(face_sets.pictures_of(model)), f"the folder {model.resolve().name}"))
+    elif isinstance(model, FaceStore):
+        sides.append((len(model.indices(split)), f"{split} of the store to score"))
+    there, where = min(sides)
+    if not 0 < there < count:
+        return count, []
+    return there, [f"{where} has {there:,} images, so {there:,} are compared with as many, not {count:,}"]
 
 
 def _same_size(size: int, store: FaceStore, what: str) -> None:
