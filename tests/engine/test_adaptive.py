@@ -60,6 +60,19 @@ def test_fixed_p_does_not_move(store, tmp_path):
     assert set(p.values()) == {0.2}
 
 
+def test_with_a_loss_that_leaves_ds_offset_free_p_follows_what_is_told_apart(store, tmp_path):
+    """Nothing but D's offset differs between the two runs, and Wasserstein's loss knows nothing of it: neither may p."""
+    followed = []
+    for offset in (50.0, -50.0):
+        recipe = tiny_recipe(*ADAPTIVE, "loss.name=wasserstein")
+        begun = open_session(tmp_path / str(offset), recipe, store, device=torch.device("cpu"), say=lambda message: None)
+        with torch.no_grad():
+            begun.state.D.logit.bias.fill_(offset)
+        begun.loop(on_tick=lambda nimg, values: None, on_snapshot=lambda snapshot, nimg: None, say=lambda message: None).train()
+        followed.append([(record["sign_real"], record["augment_p"]) for record in begun.run.scalars()])
+    assert followed[0] == followed[1] and len(set(followed[0])) > 2
+
+
 def test_the_published_speed():
     """Karras et al. 2020: 500 thousand images from 0 to 1, target 0.6; a sign of exactly the target is not above it."""
     p = 0.0

@@ -21,6 +21,7 @@ from mien.engine.compiled import set_numerics
 from mien.engine.distributed import ALONE, Ranks
 from mien.engine.growth import follow, grow, phase_of, plan_of
 from mien.engine.probe import Probe
+from mien.engine.signals import FREE_OFFSET
 from mien.engine.state import TrainState
 from mien.engine.task import Features, Task
 from mien.engine.warmup import regroup
@@ -81,14 +82,12 @@ def build_task(
     faces.size = plan.first.size
     data = serve(config, faces, "train", names, device, weights=config.data.balance)
     check_batch(config, store)
-    loss, regularizer, controlled = config.loss, config.regularizer, config.balance.mode == "on"
+    loss, regularizer = config.loss, config.regularizer
     settings = (("r1", r1, regularizer.r1), ("r2", r2, regularizer.r2), ("gp", gradient_penalty, regularizer.gp),
                 ("dragan", dragan, regularizer.dragan))  # fmt: skip
     penalties = [(name, penalty, setting.every) for name, penalty, setting in settings if number(setting.gamma) > 0]
-    if controlled and "r1" not in [name for name, _, _ in penalties]:
-        penalties.append(("r1", r1, LAZY))  # at hand for the controller; with gamma 0 it costs nothing
-    augment = Augment(config.augment.ops or (["diffaugment"] if controlled else []))  # likewise, with p 0
-    return Task(
+    augment = Augment(config.augment.ops)
+    task = Task(
         config=config,
         faces=faces,
         plan=plan,
@@ -102,6 +101,16 @@ def build_task(
         face=face_features(device) if loss.perceptual > 0 else None,
         ranks=ranks,
     )
+    put_at_hand(task, smoothing=config.balance.mode == "on", augmentation=config.balance.mode == "on")
+    return task
+
+
+def put_at_hand(task: Task, *, smoothing: bool, augmentation: bool) -> None:
+    """R1 and DiffAugment, where the recipe has none, for the controller to turn on; with gamma 0 and p 0 they cost nothing."""
+    if smoothing and "r1" not in [name for name, _, _ in task.penalties]:
+        task.penalties = (*task.penalties, ("r1", r1, LAZY))
+    if augmentation and not task.augment.names:
+        task.augment.names = Augment(["diffaugment"]).names  # the probe looks through the same object
 
 
 def face_features(device: torch.device) -> Features:
@@ -127,7 +136,8 @@ def build_probe(config: Config, faces: Pyramid, data: FaceLoader | PyramidLoader
     there = len(faces.largest.indices("val")) > 0
     held_out = serve(config, faces, "val", data.attribute_names, data.device) if there else None
     group = config.model.discriminator.minibatch_stddev
-    return Probe(data, held_out, augment, z_dim=config.model.generator.z_dim, group=max(1, group))
+    free = config.loss.name in FREE_OFFSET
+    return Probe(data, held_out, augment, z_dim=config.model.generator.z_dim, group=max(1, group), free_offset=free)
 
 
 def build_state(config: Config, *, size: int, attributes: int, device: torch.device) -> TrainState:
@@ -164,6 +174,8 @@ def restore(state: TrainState, task: Task, tensors: Mapping[str, torch.Tensor], 
         if phase.fading:
             grow(state, task.config)
     state.load(tensors, plain)
+    turned = {**state.steering.controller, **state.steering.by_hand}  # perhaps under a controller that is off by now: it still holds
+    put_at_hand(task, smoothing="r1_gamma" in turned, augmentation="augment_p" in turned)
     regroup(state, task.config)
     follow(state, task)
 

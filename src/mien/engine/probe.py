@@ -14,8 +14,9 @@ the root of the mean squared distance between two of its members.
 - `response/NAME`: root mean squared change of a face when attribute NAME alone is flipped, over the spread of the faces; 0 when ignored.
 - `movement`: root mean squared change of the fixed faces since the last look, over the reals' spread, per thousand images.
 - `logit_train`, `logit_val`, `logit_fake`: E[D] on training reals, held-out reals, fixed faces. `accuracy_val`, `sign_val`: share of
-  held-out reals called real, and E[sign D]. `holdout_gap` = (logit_train - logit_val) / (logit_train - logit_fake): 0 when D treats both
-  kinds of reals alike, 1 when held-out reals look to it like fakes (r_v of Karras et al. 2020, eq. 1).
+  held-out reals called real, and E[sign D]; where D's offset is free, about the middle of `logit_train` and `logit_fake`.
+  `holdout_gap` = (logit_train - logit_val) / (logit_train - logit_fake): 0 when D treats both kinds of reals alike, 1 when held-out reals
+  look to it like fakes (r_v of Karras et al. 2020, eq. 1).
 """
 
 from __future__ import annotations
@@ -45,9 +46,10 @@ class Probe:
     """`look(state, augment_p) -> {signal: value}`."""
 
     def __init__(self, train: FaceLoader | PyramidLoader, held_out: FaceLoader | PyramidLoader | None, augment: Augment, *, z_dim: int,
-                 group: int = 1):
-        """`held_out`: the validation split, where there is one. `group`: D takes batches that are multiples of this."""
-        self._train, self._held_out, self._augment, self._group = train, held_out, augment, group
+                 group: int = 1, free_offset: bool = False):
+        """`held_out`: the validation split, where there is one. `group`: D takes batches that are multiples of this. `free_offset`: D's
+        logits mean something only beside one another."""
+        self._train, self._held_out, self._augment, self._group, self._free = train, held_out, augment, group, free_offset
         names, device = train.attribute_names, train.device
         rows = [row for row, _ in sorted(train.combinations(), key=lambda entry: -entry[1])][:MOST_COMBINATIONS]
         each = max(8, FACES // len(rows) // 8 * 8)
@@ -129,9 +131,9 @@ class Probe:
         signals = {"diversity_features": varied, "logit_train": train, "logit_fake": fake}
         if self._held_out is not None:
             _, held_out_logits = see(*self._held_out.batch(state.nimg, min(REALS, self._held_out.count)))
-            held_out = held_out_logits.mean()
-            signals |= {"logit_val": held_out, "accuracy_val": (held_out_logits > 0).float().mean()}
-            signals |= {"sign_val": held_out_logits.sign().mean(), "holdout_gap": (train - held_out) / (train - fake).abs().clamp_min(1e-3)}
+            held_out, above = held_out_logits.mean(), held_out_logits - (train + fake) / 2 if self._free else held_out_logits
+            signals |= {"logit_val": held_out, "accuracy_val": (above > 0).float().mean()}
+            signals |= {"sign_val": above.sign().mean(), "holdout_gap": (train - held_out) / (train - fake).abs().clamp_min(1e-3)}
         return signals
 
 

@@ -1,6 +1,8 @@
 """Named scalars of a step, summed on the device and read at a tick, so that no step waits for the host.
 
-Logits are D's; a logit above 0 means that D calls the image real.
+Logits are D's; a logit above 0 means that D calls the image real. To the losses of `FREE_OFFSET` a number added to all logits changes
+nothing, so D's 0 drifts, and says nothing. There "above 0" is above the middle between the mean logits of reals and of fakes in D's update,
+over the whole batch, and `sign_real` is taken about it.
 
 - `loss_d`, `loss_g`: the adversarial losses, penalties left out.
 - `accuracy_real`, `accuracy_fake`: share of reals called real and of fakes called fake, in D's step.
@@ -19,6 +21,11 @@ import sys
 from collections.abc import Mapping
 
 import torch
+
+from mien.engine.distributed import Ranks
+
+FREE_OFFSET = ("wasserstein", "relativistic")
+"""The adversarial losses that look at differences of logits alone."""
 
 
 class SignalMeter:
@@ -48,17 +55,37 @@ def discriminator_signals(*, loss: torch.Tensor, real: torch.Tensor, fake: torch
     """Signals of D's step from its per-sample loss and its logits on reals and fakes, [N] each."""
     return {
         "loss_d": loss.mean(),
+        "logit_gap": real.mean() - fake.mean(),
+        **verdicts(real=real, fake=fake),
+    }
+
+
+def verdicts(*, real: torch.Tensor, fake: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {
         "accuracy_real": (real > 0).float().mean(),
         "accuracy_fake": (fake <= 0).float().mean(),
-        "logit_gap": real.mean() - fake.mean(),
         "sign_real": real.sign().mean(),
     }
 
 
 @torch.no_grad()
-def generator_signals(*, loss: torch.Tensor, fake: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Signals of G's step from its per-sample loss and D's logits on its fakes, [N] each."""
-    return {"loss_g": loss.mean(), "fooling_rate": (fake > 0).float().mean()}
+def centred_verdicts(
+    logits: list[tuple[torch.Tensor, torch.Tensor]], ranks: Ranks
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """(signals that take the place of `verdicts` where D's offset is free, the centre that they are taken about, 0-d).
+
+    `logits`: (reals [N], fakes [N]) of each piece of this process's part of D's update. The centre is the whole batch's, whatever the cut.
+    """
+    real, fake = (torch.cat(kind) for kind in zip(*logits))
+    centre = ranks.mean((real.mean() + fake.mean()) / 2)
+    return verdicts(real=real - centre, fake=fake - centre), centre
+
+
+@torch.no_grad()
+def generator_signals(*, loss: torch.Tensor, fake: torch.Tensor, centre: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+    """Signals of G's step from its per-sample loss and D's logits on its fakes, [N] each. `centre`: of D's update before it, if free."""
+    above = fake if centre is None else fake.float() - centre
+    return {"loss_g": loss.mean(), "fooling_rate": (above > 0).float().mean()}
 
 
 def mean_of(pieces: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

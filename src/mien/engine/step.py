@@ -10,7 +10,7 @@ from mien.engine.compiled import compile_networks
 from mien.engine.ema import average
 from mien.engine.penalties import compare_logits, move_anchors, path_length, penalties
 from mien.engine.schedules import Knobs
-from mien.engine.signals import discriminator_signals, generator_signals, mean_of
+from mien.engine.signals import FREE_OFFSET, centred_verdicts, discriminator_signals, generator_signals, mean_of
 from mien.engine.state import TrainState, step_seed
 from mien.engine.task import Task
 from mien.engine.update import Signals, updating
@@ -35,6 +35,7 @@ def train_step(s: TrainState, task: Task, knobs: Knobs, *, measure: bool = False
     for _ in range(knobs.d_steps):
         batch = Batch.load(s, task)
         signals |= update_d(s, task, knobs, batch, measure, keep_fakes=one_each and task.piece == len(batch.real))
+        centre = signals.pop("logit_centre", None)
         s.nimg += n
 
     s.D.requires_grad_(False)  # its weights' gradients would be thrown away: a quarter of the step
@@ -42,7 +43,7 @@ def train_step(s: TrainState, task: Task, knobs: Knobs, *, measure: bool = False
         if not one_each:
             latents = task.latents(s.G.z_dim)
             batch = Batch(batch.real, batch.attributes if task.compares else task.data.draw_attributes(n), latents)
-        signals |= update_g(s, task, knobs, batch, measure)
+        signals |= update_g(s, task, knobs, batch, measure, centre=centre)
     s.D.requires_grad_(True)
 
     average(s, images=s.nimg - begun_nimg, half_life_kimg=knobs.ema_half_life_kimg, ramp=task.config.ema.ramp)
@@ -50,12 +51,15 @@ def train_step(s: TrainState, task: Task, knobs: Knobs, *, measure: bool = False
 
 
 def update_d(s: TrainState, task: Task, knobs: Knobs, batch: Batch, measure: bool, *, keep_fakes: bool) -> Signals:
-    """Discriminator: tell real from fake, stay smooth. `keep_fakes` leaves the fakes in `batch`, for G to learn from."""
+    """Discriminator: tell real from fake, stay smooth. `keep_fakes` leaves the fakes in `batch`, for G to learn from.
+
+    Where the loss leaves D's offset free, `logit_centre` is among the signals: what counts as 0.
+    """
 
     def critic(images: Tensor, attributes: Tensor) -> Tensor:  # what D sees is always augmented, real or fake
         return s.D(task.augment(images, knobs.augment_p), attributes)  # [N]
 
-    signals, seen = Signals(), []
+    signals, seen, judged = Signals(), [], []
     with updating(s.D, s.opt_d, "d", knobs.lr_d, knobs, signals, measure):
         for part in batch.pieces(s, task):
             with part:
@@ -76,13 +80,18 @@ def update_d(s: TrainState, task: Task, knobs: Knobs, batch: Batch, measure: boo
                     told[f"{name}_penalty"] = values.detach().mean()
                 (total / len(batch.latents)).backward()
                 seen.append(told)
-        told = task.ranks.pool(s.D, mean_of(seen))
+                judged.append((real_logits.detach(), fake_logits.detach()))
+        told = mean_of(seen)
+        if task.config.loss.name in FREE_OFFSET:
+            apart, told["logit_centre"] = centred_verdicts(judged, task.ranks)
+            told |= apart
+        told = task.ranks.pool(s.D, told)
     move_anchors(s, task, batch)
     return signals | told
 
 
-def update_g(s: TrainState, task: Task, knobs: Knobs, batch: Batch, measure: bool) -> Signals:
-    """Generator: make D call fakes real."""
+def update_g(s: TrainState, task: Task, knobs: Knobs, batch: Batch, measure: bool, *, centre: Tensor | None = None) -> Signals:
+    """Generator: make D call fakes real, which is above `centre` where there is one."""
     signals, seen, weigh, pooled = Signals(), [], task.config.loss, task.ranks.pooled
     with updating(s.G, s.opt_g, "g", knobs.lr_g, knobs, signals, measure):
         for part in batch.pieces(s, task):
@@ -94,7 +103,7 @@ def update_g(s: TrainState, task: Task, knobs: Knobs, batch: Batch, measure: boo
                     fake_logits = s.D.head(features, a)
                     pair = s.D(task.augment(r, knobs.augment_p), a).float() if task.adversarial.pairs else None
                     loss = task.adversarial.g_loss(real=pair, fake=fake_logits.float())  # [N]
-                    total, told = loss.sum() / len(batch.latents), generator_signals(loss=loss, fake=fake_logits)
+                    total, told = loss.sum() / len(batch.latents), generator_signals(loss=loss, fake=fake_logits, centre=centre)
                     if weigh.feature_matching > 0:
                         with torch.no_grad():
                             real_features = s.D.features(task.augment(r, knobs.augment_p), a)

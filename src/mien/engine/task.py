@@ -1,4 +1,4 @@
-"""What a step needs and never changes."""
+"""What a step needs and never changes; only `build.put_at_hand` adds to it, when a checkpoint is loaded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Penalty = Callable[..., Tensor]
 Features = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Task:
     """The recipe, the data, the objective."""
 
