@@ -33,8 +33,8 @@ class Pilot:
             if advice:
                 decision = self.controller.advise(self.history, self.steering, self.knobs, can_augment=can_augment)
             else:
-                decision = self.controller.decide(self.history, self.steering, self.knobs, nimg=self.nimg, patience_nimg=PATIENCE,
-                                                  can_augment=can_augment)  # fmt: skip
+                decision = self.controller.decide(self.history, self.steering, self.knobs, recipe=knobs_at(CONFIG, self.nimg),
+                                                  nimg=self.nimg, patience_nimg=PATIENCE, can_augment=can_augment)  # fmt: skip
             if decision is not None:
                 self.decisions.append((self.nimg, decision))
         return self

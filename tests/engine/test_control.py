@@ -10,10 +10,13 @@ import torch
 
 from engine.conftest import TINY, tiny_recipe
 from engine.test_resume import assert_same_bits
-from mien.engine import checkpoint, loop
+from mien.config import resolve
+from mien.engine import build, checkpoint, loop
 from mien.engine.diagnosis import Alarm, History
+from mien.engine.schedules import knobs_at
 from mien.engine.session import open_session
 from mien.engine.step import train_step
+from mien.errors import UserError
 
 CPU = torch.device("cpu")
 STEADY = ("schedule.lr=constant", "balance.mode=on")
@@ -78,6 +81,81 @@ def test_a_damaged_request_is_told_and_harms_nothing(store, tmp_path):
     assert column(begun.run, "lr_g")[96] == 2e-4 and column(begun.run, "lr_d")[96] == 3e-4
 
 
+def test_knobs_are_turned_only_where_there_is_something_to_turn(store, tmp_path):
+    style = ("model.family=style", "model.generator.w_dim=8", "model.generator.mapping=2", "model.generator.condition=concat",
+             "model.discriminator.norm=batch", "model.discriminator.condition=projection", "balance.probe_kimg=0")  # fmt: skip
+    for name, gamma, separate in (("with", 2, True), ("without", 0, False)):
+        recipe = resolve(None, [*TINY, *style, f"regularizer.path_length.gamma={gamma}", f"train.separate_batches={str(separate).lower()}"])
+        begun = open_session(tmp_path / name, recipe, store, device=CPU, say=lambda message: None)
+        made = begun.loop(on_tick=lambda nimg, values: None, on_snapshot=lambda path, nimg: None, say=lambda message: None)
+        begun.run.unlock()
+        for knob, why in (("path_gamma", "without that penalty"), ("consistency_real", "separate_batches"),
+                          ("consistency_fake", "separate_batches")):  # fmt: skip
+            if name == "with":
+                made.supervisor._check_use(knob)
+            else:
+                with pytest.raises(UserError, match=why):
+                    made.supervisor._check_use(knob)
+
+
+class Two:
+    """Two processes, of which this is the first; a request comes while it waits for the other."""
+
+    size, leads = 2, True
+
+    def __init__(self, run):
+        self.run, self.words = run, []
+
+    def agree(self, word, memory_mb=0.0):
+        self.words.append(word)
+        if len(self.words) == 1:
+            self.run.request_control({"lr_g": 1e-3})
+        return word, memory_mb
+
+    def tell(self, words):
+        return words
+
+
+def test_of_several_processes_none_takes_up_a_request_after_they_agreed(store, tmp_path, monkeypatch):
+    begun, made = begin(tmp_path / "run", store, "train.tick_kimg=1", "train.checkpoint_kimg=1")
+    used = []
+
+    def step(state, task, knobs, **kwargs):
+        used.append(knobs.lr_g)
+        return train_step(state, task, knobs, **kwargs)
+
+    monkeypatch.setattr(loop, "train_step", step)
+    made.ranks, made._told = Two(begun.run), begun.state.steering.plain()
+    for _ in range(2):
+        assert not made._consult()
+        made._advance(1000)
+    assert made.ranks.words == [loop.GO, loop.STEER] and used == [2e-4, 1e-3]
+
+
+def test_what_the_controller_turned_on_stays_on_when_it_only_watches(store):
+    def built(mode):
+        bare = ("regularizer.r1.gamma=0", "augment.ops=[]", "augment.p=0", "balance.probe_kimg=0")
+        config = tiny_recipe(f"balance.mode={mode}", *bare).config
+        task = build.build_task(config, store, CPU)
+        return task, build.build_state(task.config, size=store.size, attributes=2, device=CPU)
+
+    task, state = built("on")
+    state.steering.controller = {"r1_gamma": 0.4, "augment_p": 0.3}
+    tensors, plain = {name: tensor.clone() for name, tensor in state.tensors().items()}, {"nimg": 0, **state.plain()}
+    watching, again = built("watch")
+    assert not watching.penalties and not watching.augment.names
+    build.restore(again, watching, tensors, json.loads(json.dumps(plain)))
+    assert [(name, every) for name, _, every in watching.penalties] == [("r1", 16)] and watching.augment.names == task.augment.names
+    build.restore(again, watching, tensors, json.loads(json.dumps(plain)))  # a second time adds nothing
+    assert len(watching.penalties) == 1
+    for each, its in ((state, task), (again, watching)):
+        assert "r1_penalty" in train_step(each, its, each.steering.apply(knobs_at(its.config, 0), 0))
+    assert_same_bits(again, state)
+    untouched, fresh = built("watch")
+    build.restore(fresh, untouched, tensors, {**plain, "steering": {}})
+    assert not untouched.penalties and not untouched.augment.names
+
+
 def test_a_request_is_met_at_the_same_image_after_a_kill_and_after_a_rollback(store, tmp_path, monkeypatch):
     """Asked for at 40, with the last checkpoint at 32: who goes on from there meets it at 40, not at 32."""
     ask = {40: {"lr_g": 1e-3}}
@@ -108,6 +186,21 @@ def test_a_request_is_met_at_the_same_image_after_a_kill_and_after_a_rollback(st
     assert back.state.rollbacks == 1 and [event["nimg"] for event in back.run.events() if event["kind"] == "control"] == [40, 40]
     rates = column(back.run, "lr_g")
     assert (rates[40], rates[48]) == pytest.approx((1e-4, 5e-4))  # both at half, the calm of one rollback
+
+
+def test_a_rate_asked_for_after_a_rollback_is_used_as_it_is_also_when_a_kill_lets_it_be_met_again(store, tmp_path):
+    begun, made = begin(tmp_path / "run", store)
+    state, run = begun.state, begun.run
+    state.steering.calm = 0.5
+    run.request_control({"lr_g": 1e-3})
+    assert made.supervisor.knobs().lr_g == 1e-3
+    state.steering.by_hand, state.steering.requests = {}, []  # as a checkpoint from before it has it
+    begun.run.unlock()
+    again = begun.loop(on_tick=lambda nimg, values: None, on_snapshot=lambda path, nimg: None, say=lambda message: None).supervisor
+    assert again.knobs().lr_g == 1e-3
+    state.steering.by_hand, state.steering.requests, state.steering.calm = {}, [], 0.25  # and another rollback
+    again = begun.loop(on_tick=lambda nimg, values: None, on_snapshot=lambda path, nimg: None, say=lambda message: None).supervisor
+    assert again.knobs().lr_g == 5e-4
 
 
 FLIGHT = ("augment.mode=adaptive", "augment.p=0.3", "augment.speed_kimg=0.2", "augment.target=0.1", "train.tick_kimg=0.024",

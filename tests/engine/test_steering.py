@@ -48,15 +48,43 @@ def test_a_rollbacks_calm_holds_for_every_rate_and_clips_at_least_as_hard():
     steering = Steering(controller={"lr_d": 0.5}, calm=0.5, calm_clip_norm=4.0)
     assert (at(steering, 0).lr_g, at(steering, 0).lr_d, at(steering, 0).clip_norm) == (5e-4, 2.5e-4, 4.0)
     steering.set_by_hand("lr_g", 2e-3, now=at(steering, 0), nimg=0, over_nimg=100)
-    assert [at(steering, nimg).lr_g for nimg in (0, 100)] == pytest.approx([5e-4, 1e-3])  # no jump at its beginning
+    assert [at(steering, nimg).lr_g for nimg in (0, 100)] == pytest.approx([5e-4, 2e-3])  # begins without a jump, ends as asked for
+    steering.calm = 0.25  # a second rollback, after that was set
+    assert at(steering, 100).lr_g == pytest.approx(1e-3)
+    steering.calm = 0.5
     steering.set_by_hand("clip_norm", 1.0, now=at(steering, 0), nimg=0)
     assert at(steering, 0).clip_norm == 1.0
     steering.set_by_hand("clip_norm", None, now=at(steering, 0), nimg=0)
     assert at(steering, 0).clip_norm == 4.0
 
 
+@pytest.mark.parametrize("held, used", [(0.3, [0.3, 0.3, 0.6]), (0.6, [0.6, 0.6, 0.6])])
+def test_a_rising_schedule_does_not_turn_more_augmentation_into_less(held, used):
+    config = resolve("seed0", ["augment.ops=diffaugment", "augment.p=0.6", "augment.mode=ramp", "augment.ramp_kimg=2"]).config
+    steering = Steering()
+    steering.hold("augment_p", held, recipe=knobs_at(config, 500))  # where the recipe has 0.15
+    assert [steering.apply(knobs_at(config, nimg), nimg).augment_p for nimg in (500, 1000, 2000)] == pytest.approx(used)
+
+
+def test_a_schedule_keeps_to_the_controllers_side_of_it():
+    def gammas(final, held):
+        config = resolve("seed0", ["regularizer.r1.gamma=1", f"schedule.gamma_final={final}"]).config
+        steering = Steering()
+        steering.hold("r1_gamma", held, recipe=knobs_at(config, 0))
+        return [steering.apply(knobs_at(config, nimg), nimg).r1_gamma for nimg in (0, config.train.images)]
+
+    assert gammas(4, 2.0) == pytest.approx([2, 4]) and gammas(0.1, 2.0) == pytest.approx([2, 2])
+    assert gammas(4, 0.5) == pytest.approx([0.5, 0.5]) and gammas(0.1, 0.5) == pytest.approx([0.5, 0.1])
+
+
+def test_a_checkpoint_from_before_sides_holds_its_values():
+    old = {name: value for name, value in Steering(controller={"r1_gamma": 2.0}).plain().items() if name != "sides"}
+    assert at(Steering.from_plain(old), 0).r1_gamma == 2.0
+
+
 def test_it_survives_a_checkpoint():
     steering = Steering(controller={"lr_d": 0.5}, calm=0.25, calm_clip_norm=4.0, augment_p=0.1, requests=["1.json"])
+    steering.hold("r1_gamma", 2.0, recipe=knobs_at(CONFIG, 0))
     steering.set_by_hand("lr_g", 2e-3, now=at(steering, 0), nimg=8, over_nimg=100)
     assert Steering.from_plain(json.loads(json.dumps(steering.plain()))) == steering
 

@@ -91,16 +91,16 @@ class Controller:
     """What advice was given on and still stands."""
 
     def decide(
-        self, history: History, steering: Steering, knobs: Knobs, *, nimg: int, patience_nimg: int, can_augment: bool
+        self, history: History, steering: Steering, knobs: Knobs, *, recipe: Knobs, nimg: int, patience_nimg: int, can_augment: bool
     ) -> Decision | None:
-        """At most one change. `knobs`: those of the step that was just made."""
+        """At most one change. `knobs`: those of the step that was just made. `recipe`: what they are where nothing is turned."""
         if self.acted_nimg is not None and nimg - self.acted_nimg < COOL_DOWN * patience_nimg:
             return None
         for alarm in by_urgency(history):
             decision = remedy_for(alarm, history, steering, knobs, can_augment=can_augment)
             if decision is not None:
                 self.acted_nimg = nimg
-                steering.controller[decision.knob] = decision.held
+                steering.hold(decision.knob, decision.held, recipe=recipe)
                 return decision
         return None
 

@@ -99,7 +99,8 @@ class Loop:
     def _advance(self, total: int) -> None:
         """One step, and what falls due after it."""
         state, config = self.state, self.task.config
-        knobs = self.supervisor.knobs()
+        # Several processes agreed on their knobs in `_consult`: a request that came since waits for the next step.
+        knobs = self.supervisor.knobs() if self.ranks.size == 1 else self.supervisor.turned()
         before, after = state.nimg, state.nimg + config.train.batch * knobs.d_steps
         tick = due(config.train.tick_kimg, before, after)
         last = after >= total

@@ -34,6 +34,8 @@ class Steering:
     by_hand: dict[str, Glide] = field(default_factory=dict)
     controller: dict[str, float | None] = field(default_factory=dict)
     """Rates: factors on the recipe's. All other knobs: values."""
+    sides: dict[str, int] = field(default_factory=dict)
+    """Of those values, 1: the knob is at least the recipe's, -1: at most. A schedule must not overtake what was to be more, or less."""
     calm: float = 1.0
     """Factor on both rates, halved by each rollback."""
     calm_clip_norm: float | None = None
@@ -48,7 +50,7 @@ class Steering:
         if self.augment_p is not None:
             values["augment_p"] = self.augment_p
         for name, value in self.controller.items():
-            values[name] = getattr(knobs, name) * value if name in RATES else value
+            values[name] = self._held(name, value, getattr(knobs, name))
         for name, glide in self.by_hand.items():
             values[name] = glide.at(nimg)
         for name in RATES if self.calm != 1.0 else ():
@@ -59,11 +61,32 @@ class Steering:
         values |= {name: round(values[name]) for name in STEPS if name in values}
         return dataclasses.replace(knobs, **values) if values else knobs
 
-    def set_by_hand(self, name: str, value: float | None, *, now: Knobs, nimg: int, over_nimg: int = 0) -> None:
-        """From this step on `name` is `value`, or glides to it over `over_nimg` images from what it is `now`."""
-        start = getattr(now, name) / (self.calm if name in RATES else 1)
-        self.by_hand[name] = Glide(start=start, end=value, start_nimg=nimg, over_nimg=0 if name in STEPS else over_nimg)
+    def _held(self, name: str, value: float | None, recipe: float | None) -> float | None:
+        if value is None or recipe is None:
+            return value
+        if name in RATES:
+            return recipe * value
+        return {1: max(value, recipe), -1: min(value, recipe)}.get(self.sides.get(name, 0), value)
+
+    def hold(self, name: str, value: float | None, *, recipe: Knobs) -> None:
+        """The controller's: from this step on `name` is `value` (rates: times the recipe's), on that side of what the recipe says now."""
+        self.controller[name], plain = value, getattr(recipe, name)
+        if name not in RATES and value is not None and plain is not None:
+            self.sides[name] = 1 if value >= plain else -1
+
+    def set_by_hand(
+        self, name: str, value: float | None, *, now: Knobs, nimg: int, over_nimg: int = 0, asked_calm: float | None = None
+    ) -> None:
+        """From this step on `name` is `value`, or glides to it over `over_nimg` images from what it is `now`.
+
+        Only a rollback that comes later calms a rate set by hand. `asked_calm`: the calm that it was first set under, if not today's.
+        """
+        start, end = getattr(now, name), value
+        if name in RATES and value is not None:  # exact: calm is a power of two
+            start, end = start / self.calm, value / (self.calm if asked_calm is None else asked_calm)
+        self.by_hand[name] = Glide(start=start, end=end, start_nimg=nimg, over_nimg=0 if name in STEPS else over_nimg)
         self.controller.pop(name, None)
+        self.sides.pop(name, None)
 
     def release(self, name: str) -> None:
         """Give `name` back to the recipe's schedule and to the controller."""

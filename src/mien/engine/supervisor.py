@@ -13,6 +13,7 @@ from mien.engine.state import TrainState
 from mien.engine.steering import RATES, check_change
 from mien.engine.step import Task
 from mien.errors import UserError
+from mien.models.style import StyleGenerator
 from mien.runs import Run
 
 Say = Callable[[str], None]
@@ -35,9 +36,13 @@ class Supervisor:
 
     def knobs(self) -> Knobs:
         """The knobs of the next step: the recipe's, as turned by hand, controller and rollback. Takes up requests that wait."""
-        state = self.state
         for path, request in self._waiting():
             self._take_up(path, request)
+        return self.turned()
+
+    def turned(self) -> Knobs:
+        """As `knobs`, without the requests that wait."""
+        state = self.state
         return state.steering.apply(knobs_at(self.task.config, state.nimg), state.nimg)
 
     def _waiting(self) -> list[tuple[Path, dict[str, Any]]]:
@@ -55,10 +60,11 @@ class Supervisor:
         state, steering = self.state, self.state.steering
         steering.requests.append(path.name)
         if "at_nimg" not in request:  # before it does anything: a kill must not let it be met again elsewhere
-            request["at_nimg"] = state.nimg
+            request |= {"at_nimg": state.nimg, "calm": steering.calm}
             self.run.note_control(path, request)
         now = steering.apply(knobs_at(self.task.config, state.nimg), state.nimg)
-        over_nimg = request["over_nimg"]
+        over_nimg, calm = request["over_nimg"], request.get("calm")
+        asked_calm = calm if isinstance(calm, float) and 0 < calm <= 1 else 1.0  # an older version noted none
         for name, word in request["changes"].items():
             try:
                 value = check_change(name, str(word).lower())
@@ -70,7 +76,8 @@ class Supervisor:
                 steering.release(name)
                 self._tell("control", f"Gave {name} back to the recipe.", knob=name, old=getattr(now, name))
                 continue
-            steering.set_by_hand(name, value, now=now, nimg=state.nimg, over_nimg=over_nimg)  # type: ignore[arg-type]
+            steering.set_by_hand(name, value, now=now, nimg=state.nimg, over_nimg=over_nimg,  # type: ignore[arg-type]
+                                 asked_calm=asked_calm)  # fmt: skip
             glide = f" over {over_nimg:,} images" if steering.by_hand[name].over_nimg else ""
             old = getattr(now, name)
             self._tell("control", f"By hand: {name} from {old} to {value}{glide}.", knob=name, old=old, new=value, over_nimg=over_nimg)
@@ -78,10 +85,16 @@ class Supervisor:
     def _check_use(self, name: str) -> None:
         """Raises UserError for a knob that this run's recipe has nothing to turn with."""
         penalties = [f"{penalty}_gamma" for penalty, _, _ in self.task.penalties]
+        if self.task.config.regularizer.path_length.gamma > 0 and isinstance(self.state.G, StyleGenerator):
+            penalties.append("path_gamma")
         if name.endswith("_gamma") and name not in (*penalties, "lecam_gamma"):
             raise UserError(f"{name} cannot be turned: the run began without that penalty ({', '.join(penalties) or 'it has none'}).")
         if name == "augment_p" and not self.task.augment.names:
             raise UserError("augment_p cannot be turned: the run began without augmentations.")
+        config = self.task.config
+        batch_norm = "batch" in config.model.discriminator_options().get("norm", "none")
+        if name.startswith("consistency_") and batch_norm and not config.train.separate_batches:
+            raise UserError(f"{name} cannot be turned: with batch norm in D it needs train.separate_batches=true from the run's beginning.")
 
     # --- a tick -------------------------------------------------------------------------------------------------------
 
@@ -134,7 +147,8 @@ class Supervisor:
         if advice:
             decision = state.controller.advise(state.history, state.steering, knobs, can_augment=can_augment)
         else:
-            decision = state.controller.decide(state.history, state.steering, knobs, nimg=state.nimg,
+            recipe = knobs_at(self.task.config, state.nimg)
+            decision = state.controller.decide(state.history, state.steering, knobs, recipe=recipe, nimg=state.nimg,
                                                patience_nimg=self.patience_nimg, can_augment=can_augment)  # fmt: skip
         if decision is not None:
             facts = {key: getattr(decision, key) for key in ("knob", "old", "new", "diagnosis", "signal", "value", "threshold")}
