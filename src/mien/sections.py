@@ -361,8 +361,8 @@ class Config(Section):
             raise ValueError("augment.p is above 0 but augment.ops is empty: name the operations")
         if self.surgery.freeze_d and self.growth.at_kimg:
             raise ValueError("surgery.freeze_d keeps D's blocks nearest the image, and growth.at_kimg replaces them: leave one out")
-        if self.ema.posthoc and (self.growth.at_kimg or len(self.ema.posthoc) == 1):
-            raise ValueError("ema.posthoc needs two widths or more to rebuild others from, and networks that do not grow")
+        if self.ema.posthoc and (self.growth.at_kimg or len(set(self.ema.posthoc)) == 1):
+            raise ValueError("ema.posthoc needs two different widths or more to rebuild others from, and networks that do not grow")
         if self.augment.mode == "adaptive" and not self.augment.ops:
             raise ValueError("augment.mode=adaptive needs augment.ops: name the operations")
         if self.schedule.noise_final != 1 and not self.model.discriminator.input_noise:

@@ -149,6 +149,6 @@ def test_the_command_writes_models_and_names_the_best(run, store):
 
 
 def test_one_width_is_not_enough_and_growth_does_not_go_with_it():
-    for wrong in (["ema.posthoc=[0.1]"], ["ema.posthoc=[0.05,0.1]", "growth.at_kimg=30"]):
-        with pytest.raises(UserError, match="ema.posthoc needs two widths"):
+    for wrong in (["ema.posthoc=[0.1]"], ["ema.posthoc=[0.05,0.05]"], ["ema.posthoc=[0.05,0.1]", "growth.at_kimg=30"]):
+        with pytest.raises(UserError, match="ema.posthoc needs two different widths"):
             tiny_recipe(*wrong)

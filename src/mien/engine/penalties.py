@@ -73,8 +73,8 @@ def path_length(s: TrainState, task: Task, knobs: Knobs, part: Piece) -> Tensor 
 
     Of Karras et al. 2020: section 3.2 the penalty, appendix B half the batch, every k-th update and a mean that gains 1% of each.
     """
-    every = task.config.regularizer.path_length.every
-    if knobs.path_gamma == 0 or not isinstance(s.G, StyleGenerator) or s.nimg // task.config.train.batch % every:
+    every, step = task.config.regularizer.path_length.every, s.nimg // (task.config.train.batch * knobs.d_steps)
+    if knobs.path_gamma == 0 or not isinstance(s.G, StyleGenerator) or step % every:
         return None
     with task.autocast(exact=True), TwiceDifferentiable(), part.of_first_half() as (latents, attributes):
         styles = s.G.styles(latents, attributes)
