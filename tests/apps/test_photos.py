@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mien.apps.photos import align, find_face, read_photo
+from mien.apps.photos import align, find_face, read_photo, trained_crop
 from mien.data.synthetic import draw_faces
 from mien.errors import UserError
 
@@ -96,3 +96,17 @@ def test_a_found_face_follows_the_photo_that_moves():
     nose = 89 + 135j  # of the CelebA frame
     places = [face.frame_to_photo[0] * nose + face.frame_to_photo[1] for face in (before, after)]
     assert abs(places[1] - places[0] - (32 + 64j)) < 25
+
+
+def test_a_model_of_drawn_faces_takes_photos_where_its_faces_stand(tiny_generator):
+    """Toy stores are cropped as `drawn`, which is no crop of a photo: their faces stand as those of center178 do."""
+    from dataclasses import replace
+
+    from mien.data.formats import CELEBA_CROPS
+    from mien.explore.regions import crop_frame
+
+    drawn, plain = (replace(tiny_generator, meta={"store": {"crop": crop}}) for crop in ("drawn", "center140"))
+    assert CELEBA_CROPS[trained_crop(drawn)] == crop_frame("drawn") and trained_crop(plain) == "center140"
+    frame = np.tile(np.arange(178, dtype=np.uint8)[None, :, None], (218, 1, 3))
+    frame[:20] = frame[198:] = 255  # outside center178
+    assert align(frame, crop=trained_crop(drawn), size=32).image.max() < 180

@@ -147,8 +147,9 @@ def _one_line(error: Exception) -> str:
 
 
 def trained_crop(generator: LoadedGenerator) -> str:
-    """How the faces that a generator was trained on were cropped; "whole" when its snapshot does not say."""
-    return (generator.meta.get("store") or {}).get("crop") or "whole"
+    """How a photo is to be cropped for a generator: as the faces that it was trained on; "whole" when its snapshot does not say."""
+    crop = (generator.meta.get("store") or {}).get("crop") or "whole"
+    return "center178" if crop == "drawn" else crop  # drawn faces stand as those of center178 do: explore.regions.CROPS
 
 
 def align(photo: np.ndarray, *, crop: str, size: int, method: str = "auto") -> Aligned:
