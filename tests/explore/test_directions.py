@@ -290,3 +290,23 @@ def test_hooks_leave_no_trace(planted):
     sefa_directions(planted[0], 1)
     principal_directions(planted[0], 1, faces=100)
     assert not any(module._forward_hooks for module in planted[0].net.modules())
+
+
+@pytest.mark.parametrize("names", [(), ("A", "B")])
+def test_a_conditional_norm_is_folded_into_the_latent_weight_too(names):
+    """At an undecided condition (0.5) the norm is plain, and the first block is linear in z up to its rectifier."""
+    from mien.models.resnet import ResNetGenerator
+
+    torch.manual_seed(0)
+    net = ResNetGenerator(32, len(names), width=32, z_dim=6, norm="batch", condition="norm").eval()
+    norm = next(module for module in net.modules() if isinstance(module, nn.BatchNorm2d))
+    norm.running_var.uniform_(0.01, 3)
+    torch.nn.init.uniform_(norm.weight, 0.5, 2)
+    generator = LoadedGenerator(net=net, attribute_names=names, size=32, z_dim=6, meta={}, path=None)
+    z, undecided = torch.randn(2, 6), torch.full((2, len(names)), 0.5)
+    seen = []
+    hook = norm.register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
+    net(z, undecided)
+    hook.remove()
+    expected = (seen[0][1] - seen[0][0]).flatten().detach().numpy()
+    assert np.allclose(latent_weight(generator) @ (z[1] - z[0]).double().numpy(), expected, atol=1e-5)

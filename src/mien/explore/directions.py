@@ -230,15 +230,20 @@ def sefa_directions(generator: LoadedGenerator, count: int) -> list[Fit]:
 
 
 def latent_weight(generator: LoadedGenerator) -> np.ndarray:
-    """float64 [outputs, Z]: the linear map that z goes through first, the batch norm right after it folded in."""
+    """float64 [outputs, Z]: the linear map that z goes through first, the batch norm right after it folded in.
+
+    Of a conditional batch norm the part that every condition shares is folded in: the condition's own gain is left out.
+    """
     z, attributes = population(generator, 2, seed=0)
     calls: list[tuple[nn.Module, Tensor]] = []
 
     def keep(module: nn.Module, inputs: Any, output: Any) -> None:
         calls.append((module, inputs[0]))
 
-    leaves = [module for module in generator.net.modules() if not list(module.children())]
-    hooks = [module.register_forward_hook(keep) for module in leaves]
+    norms = [module for module in generator.net.modules() if isinstance(module, nn.BatchNorm2d)]
+    inside = {child for norm in norms for child in norm.modules() if child is not norm}  # a conditional norm's gain and shift
+    steps = [module for module in generator.net.modules() if module not in inside and (module in norms or not list(module.children()))]
+    hooks = [module.register_forward_hook(keep) for module in steps]
     try:
         generate(generator, z, attributes, batch=2)
     finally:
