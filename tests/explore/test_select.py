@@ -83,3 +83,12 @@ def test_realism_prunes_the_balls_of_outliers():
     assert by_realism(lambda images: images, real=real)(np.array([[30.0, 0.0]]), None)[0] < 0.1
     with pytest.raises(UserError, match="more than 6 real images"):
         by_realism(lambda images: images, real=real[:6])
+
+
+def test_the_highest_numbers_stay_whole(tiny_generator):
+    """Beyond 2^63 no array of integers holds them; as floats they would all be one face."""
+    first = 2**63 - 2
+    faces = draw_set(tiny_generator, range(3), seed=first, where={}, best_of=2, score=brightness)
+    assert all(number in (first + 2 * place, first + 2 * place + 1) for place, number in enumerate(faces.numbers))
+    plain = draw_set(tiny_generator, range(3), seed=first, where={})
+    assert plain.numbers == [first, first + 1, first + 2] and len(plain.images.flatten(1).unique(dim=0)) == 3

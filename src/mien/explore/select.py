@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -41,15 +42,15 @@ def draw_set(generator: LoadedGenerator, places: range, *, seed: int, where: Map
         rows = attribute_rows(generator, where, len(places), seed + places.start)
     else:
         rows = balanced_rows(generator, where, places, balance=balance)
-    numbers = np.array([range(seed + place * best_of, seed + (place + 1) * best_of) for place in places])  # [N, K]
-    generator, z = truncated(generator, latents(numbers.reshape(-1), generator.z_dim), truncation)
+    numbers = [range(seed + place * best_of, seed + (place + 1) * best_of) for place in places]  # of any size: no array holds them
+    generator, z = truncated(generator, latents(chain.from_iterable(numbers), generator.z_dim), truncation)
     candidates = rows.repeat_interleave(best_of, dim=0)
     images = render(generator, z, candidates)
     if best_of == 1 or score is None:
-        return Faces(images, rows, numbers[:, 0].tolist())
+        return Faces(images, rows, [each[0] for each in numbers])
     best = score(images, candidates).reshape(-1, best_of).argmax(axis=1)
     one_each = torch.arange(len(numbers)) * best_of + torch.from_numpy(best)
-    return Faces(images[one_each], rows, numbers[np.arange(len(numbers)), best].tolist())
+    return Faces(images[one_each], rows, [each[i] for each, i in zip(numbers, best.tolist())])
 
 
 # ------------------------------------------------------------------------------------------------------------------------------
