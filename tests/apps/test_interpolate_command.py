@@ -77,3 +77,10 @@ def test_face_numbers_are_read():
     for text in ("", ",", "-1", "1.5", "one"):
         with pytest.raises(UserError, match="1,2,3"):
             face_numbers(text)
+
+
+def test_a_folder_in_the_films_place_is_told_before_a_frame_is_drawn(tiny_snapshot, tmp_path, monkeypatch):
+    (tmp_path / "a.gif").mkdir()
+    monkeypatch.setattr("mien.explore.load.load_generator", None)
+    result = mien(tiny_snapshot, "--out", tmp_path / "a.gif")
+    assert result.exit_code == 2 and "is a folder" in result.stderr and result.stderr.count("\n") == 1

@@ -76,12 +76,22 @@ def test_a_strip_holds_the_frames_in_reading_order(tmp_path):
 
 @pytest.mark.parametrize("name, options, message", [
     ("a.avi", {}, r"a\.avi: films are written as"), ("film", {}, "films are written as"), ("a.gif", {"fps": 60}, "a .gif up to 50"),
+    ("a.gif", {"fps": 0.001}, "stays at most 655 s"),
     ("a.mp4", {"fps": 0}, "--fps 0"), ("a.mp4", {"scale": 100}, "lower --scale"), ("a.png", {"resample": "cubic"}, "lanczos or nearest"),
 ])  # fmt: skip
 def test_what_cannot_be_written_is_told_in_one_line(tmp_path, name, options, message):
     with pytest.raises(UserError, match=message) as caught:
         write_video(film(2), tmp_path / name, **options)
     assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
+
+
+def test_the_slowest_gif_is_written_and_pictures_that_stay_longer_are_told(tmp_path):
+    with Image.open(write_video(film(2), tmp_path / "a.gif", fps=1 / 655)) as gif:
+        assert gif.info["duration"] == 655_000
+    still = [next(film(2))] * 700  # equal frames in a row are one picture of the file
+    with pytest.raises(UserError, match="stays at most 655 s"):
+        write_video(still, tmp_path / "b.gif", fps=1)
+    assert [each.name for each in tmp_path.iterdir()] == ["a.gif"]
 
 
 def test_no_frames_leave_no_file(tmp_path):

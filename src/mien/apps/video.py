@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import struct
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ FILTERS = {"lanczos": Image.Resampling.LANCZOS, "nearest": Image.Resampling.NEAR
 MAX_SIDE_PX = 4096  # what H.264 decoders of phones and browsers take
 MAX_PICTURE_PX = 100_000_000  # of a strip
 MAX_GIF_PX = 400_000_000  # of all frames together, one byte each in memory: 6,100 frames of 256 px
+MAX_GIF_FRAME_S = 655  # a frame's time is written in two bytes, 1/100 s
 MAX_GIF_FPS = 50  # browsers slow a GIF down whose frames last less than 2/100 s
 STRIP_COLUMNS = 16
 PALETTE_FRAMES = 32  # looked at for a GIF's colours
@@ -51,6 +53,8 @@ def write_video(frames: Iterable[np.ndarray], path: str | Path, *, fps: float = 
         raise UserError(f"scale {scale}, resample {resample!r}: scale is a whole number from 1, resample is {' or '.join(FILTERS)}.")
     if not 0 < fps <= 240 or (suffix == ".gif" and fps > MAX_GIF_FPS):
         raise UserError(f"--fps {fps:g}: a .mp4 has up to 240 frames a second, a .gif up to {MAX_GIF_FPS}.")
+    if suffix == ".gif" and fps * MAX_GIF_FRAME_S < 1:
+        raise UserError(f"--fps {fps:g}: a frame of a .gif stays at most {MAX_GIF_FRAME_S} s. Raise --fps, or write an .mp4.")
     write: Callable[[Iterator[np.ndarray], Path, float], None] = {".mp4": _write_mp4, ".gif": _write_gif, ".png": _write_strip}[suffix]
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{suffix}")
     try:
@@ -135,7 +139,11 @@ def _write_gif(frames: Iterator[np.ndarray], path: Path, fps: float) -> None:
     pictures = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in kept]
     ends = [round((i + 1) * 100 / fps) for i in range(len(kept))]  # 1/100 s: 30 frames a second are 3, 4, 3, 3, 4, ... of them
     times_ms = [10 * (end - start) for start, end in zip([0, *ends], ends)]
-    pictures[0].save(path, format="GIF", save_all=True, append_images=pictures[1:], duration=times_ms, loop=0, disposal=1, optimize=True)
+    try:
+        pictures[0].save(path, format="GIF", save_all=True, append_images=pictures[1:], duration=times_ms, loop=0, disposal=1,
+                         optimize=True)  # fmt: skip
+    except struct.error:  # equal frames in a row become one, whose time is too long
+        raise UserError(f"A picture of a .gif stays at most {MAX_GIF_FRAME_S} s. Raise --fps, or write an .mp4.") from None
 
 
 def _palette(frames: list[np.ndarray]) -> Image.Image:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mien.apps.cli.console import note, progress, say
+from mien.apps.cli.strips import check_file
 from mien.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def interpolate(
     from mien.apps.video import check_video_path, write_video
 
     suffix = check_video_path(out)
+    check_file(out)
     count = frames or (STRIP_FRAMES if suffix == ".png" else FRAMES)
     numbers = face_numbers(seeds)
 

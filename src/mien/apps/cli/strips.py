@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mien.errors import UserError
 from mien.runs import write_text
 
 if TYPE_CHECKING:
@@ -39,6 +40,15 @@ def captioned_sheet(images: Tensor, *, rows: Sequence[str], columns: Sequence[st
         middle = margin + 1 + step * (i + 0.5)
         pen.multiline_text((middle, top - 4), column, fill="black", font=font, anchor="md", align="center", spacing=2)
     return sheet
+
+
+def check_file(path: Path, option: str = "--out") -> None:
+    """Raises UserError when no file can be written at `path`: before the work, not after it."""
+    if path.is_dir():
+        raise UserError(f"{option} {path} is a folder: name a file in it.")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise UserError(f"{option} {path}: {above} is a file, where a folder is needed. Name another place.")
 
 
 def save_picture(picture: Any, path: Path) -> None:
