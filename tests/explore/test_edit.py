@@ -148,6 +148,9 @@ def test_strength_must_be_a_number(tiny_generator, faces, everything):
 @pytest.mark.parametrize("change, message", [
     ({"format": "mien-edit/9"}, "not mien-edit/1"), ({"name": 3}, '"name"'), ({"steps": {}}, "list of"),
     ({"steps": [{"kind": "magic"}]}, "Step 1 .*condition, direction, channels"), ({"steps": [3]}, "Step 1"),
+    ({"steps": [{"kind": []}]}, "Step 1 .*condition, direction, channels"), ({"steps": [{}]}, "Step 1"),
+    ({"steps": [{"kind": "condition", "attribute": "Male", "to": 1, "strength": 10**400}]}, "not a number"),
+    ({"steps": [{"kind": "condition", "attribute": "Male", "to": 1, "strength": float("nan")}]}, "not a number"),
     ({"steps": [{"kind": "condition", "attribute": "Male"}]}, 'needs "to"'),
     ({"steps": [{"kind": "condition", "attribute": "Male", "to": 4}]}, "4 is outside -2..3"),
     ({"steps": [{"kind": "condition", "attribute": "Male", "to": True}]}, "not a number"),

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import partial
@@ -129,7 +128,7 @@ def _step(found: Any, number: int) -> Step:
     def wrong(what: str) -> UserError:
         return UserError(f"Step {number} of the edit: {what}.")
 
-    if not isinstance(found, dict) or found.get("kind") not in KINDS:
+    if not isinstance(found, dict) or not isinstance(found.get("kind"), str) or found["kind"] not in KINDS:
         raise wrong(f'"kind" must be one of {", ".join(KINDS)}')
     made = KINDS[found["kind"]]
     given = {key: value for key, value in found.items() if key != "kind"}
@@ -152,7 +151,7 @@ def _text(value: Any) -> str:
 
 
 def _number(value: Any, *, most: float = 1e6) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or abs(value) > most:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= most:
         raise ValueError(f"{str(value)[:40]} is not a number from {-most:g} to {most:g}")
     return float(value)
 
