@@ -54,6 +54,7 @@ def test_ablate_writes_picture_channels_effects_and_an_edit_that_fits(few, tiny_
     (["--channels", "3,x", "--layer", "8x8"], "write channel numbers"),
     (["--channels", "99", "--layer", "8x8"], "channels 0 to 15, not 99"),
     (["--value", "2"], "goes with --action scale or insert"),
+    (["--action", "insert", "--value", "nan"], "from -10000 to 10000"),
     (["--count", "99"], "at most 32 faces"),
     (["--at", "moth"], "Did you mean mouth"),
     (["--where", "Hat=1"], "No attribute 'Hat'"),

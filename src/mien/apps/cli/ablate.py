@@ -60,7 +60,7 @@ def ablate(
         raise UserError(f"--count {count}: the picture shows at most {MOST_SHOWN} faces.")
     if channels is not None and layer == "auto":
         raise UserError("--channels are those of a layer: name it with --layer.")
-    if value is not None and (action == "silence" or abs(value) > 1e4):
+    if value is not None and (action == "silence" or not abs(value) <= 1e4):
         raise UserError(f"--value {value:g}: it goes with --action scale or insert, from -10000 to 10000.")
     given = None if channels is None else parse_channels(channels)
     check_replaceable(out, force)
