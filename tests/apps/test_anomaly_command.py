@@ -39,3 +39,13 @@ def test_a_folder_without_pictures_exits_with_2(tmp_path, tiny_snapshot, capsys)
     with pytest.raises(SystemExit) as end:
         app(["anomaly", str(tiny_snapshot), str(tmp_path), "--out", str(tmp_path / "scores.csv")])
     assert end.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_folder_in_the_sheets_place_is_told_before_the_work(tmp_path, tiny_snapshot, monkeypatch, capsys):
+    monkeypatch.setattr("mien.explore.load.load_generator", None)
+    Image.new("RGB", (32, 32)).save(tmp_path / "face.png")
+    (tmp_path / "sheet.png").mkdir()
+    words = ["anomaly", tiny_snapshot, tmp_path, "--out", tmp_path / "scores.csv", "--sheet", tmp_path / "sheet.png"]
+    with pytest.raises(SystemExit) as end:
+        app(list(map(str, words)))
+    assert end.value.code == 2 and "sheet.png is a folder" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mien.apps.cli.console import note, print_json, progress, say
+from mien.apps.cli.strips import check_file
 from mien.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,10 +42,13 @@ def anomaly(
     """
     from mien.apps.cli.classifier import find_pictures
 
-    if out.is_dir() or out.suffix.lower() != ".csv":
+    if out.suffix.lower() != ".csv":
         raise UserError(f"--out {out}: give a name that ends in .csv.")
     if sheet is not None and sheet.suffix.lower() != ".png":
         raise UserError(f"--sheet {sheet}: give a name that ends in .png.")
+    check_file(out)
+    if sheet is not None:
+        check_file(sheet, "--sheet")
     files = find_pictures([folder])
 
     from mien.apps.cli.strips import save_picture, save_text

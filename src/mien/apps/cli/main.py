@@ -64,7 +64,8 @@ PLACES = {name: place for section in COMMANDS.values() for name, place in sectio
 EXAMPLE = """  mien data synth --out faces
   mien train faces --preset demo --run runs/demo
   mien sample runs/demo --out faces.png --grid"""
-DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}  # mended by the user, not by us
+DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS,
+                errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}  # mended by the user, not by us  # fmt: skip
 
 
 class Commands(TyperGroup):
@@ -127,7 +128,8 @@ def explain(error: Exception) -> int:
     if hasattr(error, "format_message"):  # typer's own: a wrong option or argument (its class has moved between versions)
         return _usage(error)
     if isinstance(error, OSError) and error.errno in DISK_TROUBLE:
-        return _tell(f"{error.strerror}{f': {error.filename}' if error.filename else ''}.", 2)
+        place = error.filename2 or error.filename  # of a file that was to be put in its place, the place
+        return _tell(f"{error.strerror}{f': {place}' if place else ''}.", 2)
     return _unexpected(error)
 
 
