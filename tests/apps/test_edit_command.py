@@ -113,6 +113,21 @@ def test_strength_beyond_is_said_to_be_extrapolation(mien_edit, tmp_path):
     assert "extrapolation" not in mien_edit("--out", tmp_path / "x.png", "--seed", 1, "--to", "Male=1", "--measure", 0).stderr
 
 
+@pytest.mark.parametrize("asked, beyond", [
+    ("--to Smiling=2", "Smiling"), ("--to Smiling=2 --strength 0.5 --where Smiling=0", ""), ("--to Smiling=1 --strengths 0,1,3", "Smiling"),
+    ("--to Smiling=1 --strengths 0,0.5,1", ""), ("--to Smiling=1,Male=-1", "Male"), ("--to Smiling=1 --strength -1 --where Smiling=1", ""),
+    ("--to Smiling=1 --strength -1 --where Smiling=0", "Smiling"),
+    ("--to Smiling=1 --strength -1 --where Smiling=1 --measure 4", "Smiling"),
+])  # fmt: skip
+def test_what_is_said_to_be_extrapolation_is_what_the_model_was_asked_for(mien_edit, tmp_path, asked, beyond):
+    """Of the values that result, in any column or face that is measured: not of the strength alone."""
+    words = asked.split() + ([] if "--measure" in asked else ["--measure", "0"])
+    said = mien_edit("--out", tmp_path / "x.png", "--seed", 1, *words)
+    assert said.exit_code == 0, said.output
+    assert [line for line in said.stderr.splitlines() if "extrapolation" in line] == (
+        [f"Note: {beyond} beyond 0..1 is extrapolation; training showed the model only 0 and 1."] if beyond else [])
+
+
 @pytest.mark.parametrize("arguments, message", [
     ("--to Smiling=1", "either --seed N"), ("--seed 1", "Nothing to do"), ("--seed 1 --to Smilin=1", "Did you mean Smiling"),
     ("--seed 1 --to Smiling=9", "from -2 to 3"), ("--seed 1 --to Smiling=1 --strengths 1,x", "numbers with commas"),
@@ -131,6 +146,17 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing(mien_edit, tmp_path, di
 def test_only_a_picture_is_written(mien_edit, tmp_path):
     for out in ("x.jpg", "x"):
         assert isinstance(mien_edit("--out", tmp_path / out, "--seed", 1, "--to", "Male=1").exception, UserError)
+
+
+def test_a_place_that_takes_no_file_is_told_before_the_work(mien_edit, tmp_path, monkeypatch):
+    monkeypatch.setattr("mien.explore.load.load_generator", None)
+    (tmp_path / "file").write_text("x")
+    ask = ["--seed", 1, "--to", "Male=1"]
+    for more, word in ((["--out", tmp_path / "x.png", "--save", tmp_path], "is a folder"),
+                       (["--out", tmp_path / "file" / "x.png"], "file is a file, where a folder is needed")):  # fmt: skip
+        said = mien_edit(*more, *ask)
+        assert isinstance(said.exception, UserError) and word in str(said.exception), said.output
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
 def test_an_edit_of_another_model_is_refused(mien_edit, tmp_path, directions_file):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mien.apps.cli.console import note, print_json, progress, say
+from mien.apps.cli.strips import check_file
 from mien.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def edit(
     Saved edits come first, then --to, then --along. At strengths outside 0..1 an attribute goes beyond its value on the same side: --to
     Smiling=1 at strength 2 asks for 2, more of a smile than training ever showed.
     """
-    _check(out, seed, image, where)
+    _check(out, save, seed, image, where)
     columns = [] if strengths is None else parse_strengths(strengths)
 
     from mien.apps.cli.strips import save_text
@@ -70,7 +71,8 @@ def edit(
         this = _effects(generator, judge, made, source["inputs"], strength)
     if save is not None:
         save_text(made.to_json(), save)
-    many = _effects(generator, judge, made, population(generator, measure, seed=FIRST_MEASURED, where=held), strength) if measure else []
+    faces = population(generator, measure, seed=FIRST_MEASURED, where=held) if measure else None
+    many = _effects(generator, judge, made, faces, strength) if faces else []
     if as_json:
         effects = {"this_face": [each.plain() for each in this], "many_faces_had": held, "many_faces": [each.plain() for each in many]}
         print_json({"out": out, "model": generator.path, "face": source["name"], "strength": strength, "edit": made.plain(), **effects})
@@ -78,16 +80,18 @@ def edit(
     say(f"{out}: {source['name']}, {made.name}{'' if strength == 1 else f', strength {strength:g}'}.")
     for line in (*_about_one(this), *_about_many(many, held)):
         say(line)
-    _warn(made, strength)
+    asked = [(source["inputs"], each) for each in columns or [strength]] + ([(faces, strength)] if faces else [])
+    _warn(made, generator.attribute_names, asked)
 
 
-def _check(out: Path, seed: int | None, image: Path | None, where: str | None) -> None:
+def _check(out: Path, save: Path | None, seed: int | None, image: Path | None, where: str | None) -> None:
     from mien.apps.cli.sample import is_picture
 
     if not is_picture(out):
         raise UserError(f"--out {out}: edit draws one picture; give it a name that ends in .png.")
-    if out.is_dir():
-        raise UserError(f"{out} is a folder: name a picture, for example {out / 'edit.png'}.")
+    check_file(out)
+    if save is not None:
+        check_file(save, "--save")
     if (seed is None) == (image is None):
         raise UserError("Give either --seed N (a face of the model) or --image PHOTO.")
     if image is not None and where is not None:
@@ -277,9 +281,13 @@ def span(each: Any, spec: str) -> str:
     return f"{each.value:{spec}} ({each.low:{spec}} .. {each.high:{spec}})"
 
 
-def _warn(made: Edit, strength: float) -> None:
-    from mien.explore.edit import ConditionStep
+def _warn(made: Edit, names: tuple[str, ...], asked: Sequence[tuple[tuple[Any, Any], float]]) -> None:
+    """A note on the attributes that are asked for beyond 0..1: of faces (z [N, Z], attributes [N, A]), each with a strength."""
+    import torch
 
-    beyond = [step.attribute for step in made.steps if isinstance(step, ConditionStep) and not 0 <= strength * step.strength <= 1]
+    from mien.explore.edit import edited_inputs
+
+    rows = torch.cat([edited_inputs(*inputs, made, names, strength=each)[1] for inputs, each in asked])
+    beyond = [name for name, column in zip(names, rows.T) if bool(((column < -1e-6) | (column > 1 + 1e-6)).any())]
     if beyond:
         note(f"Note: {', '.join(beyond)} beyond 0..1 is extrapolation; training showed the model only 0 and 1.")
