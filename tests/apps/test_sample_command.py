@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from mien.apps.cli.main import app
+from mien.apps.cli.main import app, explain
 from mien.apps.cli.sample import check_picture, choose_score, is_picture
+from mien.apps.cli.strips import save_text
 from mien.errors import UserError
 from mien.explore.select import draw_set
 
@@ -22,6 +23,18 @@ def test_a_picture_that_no_memory_holds_is_refused_before_a_face_is_drawn():
     check_picture(24_414, 64)
     with pytest.raises(UserError, match="--count 10,000,000: one picture holds at most 24,414 faces of 64 px"):
         check_picture(10_000_000, 64)
+
+
+def test_a_pictures_candidates_do_not_count_as_its_faces(tiny_snapshot, tmp_path, monkeypatch):
+    """What is shown is limited, what is chosen from is drawn in pieces; the picture is that of one piece."""
+    options = (tiny_snapshot, "--out", tmp_path / "a.png", "--count", 30, "--best-of", 4, "--force")
+    assert mien(*options).exit_code == 0
+    whole = (tmp_path / "a.png").read_bytes()
+    monkeypatch.setattr("mien.apps.cli.sample.MAX_PICTURE_PX", 30 * 32 * 32)
+    monkeypatch.setattr("mien.apps.dataset.CHUNK_PX", 40 * 32 * 32)  # ten faces of four candidates
+    assert mien(*options).exit_code == 0 and (tmp_path / "a.png").read_bytes() == whole
+    refused = mien(tiny_snapshot, "--out", tmp_path / "b.png", "--count", 31, "--best-of", 4)
+    assert refused.exit_code == 2 and "--count 31: one picture holds at most 30 faces" in refused.stderr
 
 
 def mien(*args):
@@ -85,3 +98,22 @@ def test_an_interrupted_set_says_how_to_go_on(tiny_snapshot, tmp_path, monkeypat
     monkeypatch.setattr("mien.apps.dataset.draw_set", draw_set)
     assert mien(tiny_snapshot, "--out", tmp_path / "set", "--count", 32).exit_code == 0
     assert len(list((tmp_path / "set").glob("*.png"))) == 32 and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("out, told", [
+    ("file/x.png", "file is a file, where a folder is needed"), ("file/set", "File exists: file."),
+    ("a" * 300 + ".png", "File name too long"), ("a" * 300, "File name too long"),
+])  # fmt: skip
+def test_a_place_that_no_file_system_gives_is_told_in_one_line(tiny_snapshot, tmp_path, monkeypatch, out, told):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("x")
+    result = mien(tiny_snapshot, "--out", out, "--count", 1)
+    (line,) = result.stderr.splitlines()
+    assert result.exit_code == 2 and line.startswith("mien: ") and told in line
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def test_trouble_with_a_place_names_the_place_and_not_the_file_that_was_to_go_there(tmp_path, capsys):
+    with pytest.raises(OSError) as caught:
+        save_text("text", tmp_path)
+    assert explain(caught.value) == 2 and capsys.readouterr().err.rstrip().endswith(f": {tmp_path}.")

@@ -92,7 +92,7 @@ def write_dataset(generator: LoadedGenerator, out: Path, order: Order, *, model:
         digits = max(6, len(str(order.seed + order.count * (order.selection.of if order.selection else 1) - 1)))
         with _sink(generator, out, order, work, force) as sink:
             with work.table(generator.attribute_names) as table:
-                for places in _pieces(generator, order, work.done):
+                for places in pieces(generator, order, work.done):
                     faces = draw(places) if draw else order.draw(generator, places)  # while the pool writes the ones before
                     sink.settle()
                     work.record(table)
@@ -157,7 +157,8 @@ def _check(generator: LoadedGenerator, out: Path, order: Order, force: bool) -> 
         raise UserError(f"--where {odd[0]}: a store's labels are 0 or 1; write PNGs (--format png), whose table holds any value.")
 
 
-def _pieces(generator: LoadedGenerator, order: Order, done: int) -> Iterator[range]:
+def pieces(generator: LoadedGenerator, order: Order, done: int = 0) -> Iterator[range]:
+    """The places of a set from `done` on, as many at a time as memory holds with all their candidates."""
     of = order.selection.of if order.selection else 1
     step = max(1, min(CHUNK, CHUNK_PX // (generator.size**2 * of)))
     for start in range(done, order.count, step):  # `done` is a multiple of step: a piece is the same in every attempt

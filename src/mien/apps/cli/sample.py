@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mien.apps.cli.console import note, progress, say
-from mien.apps.cli.strips import save_picture
+from mien.apps.cli.strips import check_file, save_picture
 from mien.errors import UserError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def sample(
     generator = load_generator(model, device=place)
     held = parse_where(where, generator.attribute_names)
     if picture:
-        check_picture(number * best_of, generator.size)
+        check_picture(number, generator.size)
     selection = choose_score(generator, best_of, by, data) if best_of > 1 else None
     order = Order(number, seed, held, balance=balance, truncation=truncation, form=form, selection=selection)
     with joined(place, shared=device == str(place)) as ranks:
@@ -77,7 +77,7 @@ def sample(
         draw = drawing(partial(order.draw, generator), ranks)
         if picture:
             out.parent.mkdir(parents=True, exist_ok=True)
-            save_picture(_combination_grid(generator, order, draw) if grid else _plain_grid(order, draw), out)
+            save_picture(_combination_grid(generator, order, draw) if grid else _plain_grid(generator, order, draw), out)
         else:
             _write(generator, out, order, draw, model=model, force=force)
         ranks.tell(None)
@@ -103,8 +103,8 @@ def check_place(out: Path, *, form: str, grid: bool, force: bool, best_of: int) 
         raise UserError(f"--grid draws one picture: give --out a name that ends in .png, not {out}.")
     if grid and best_of > 1:
         raise UserError("--grid has the same latents in each row, --best-of would choose others: give one of them.")
-    if picture and out.is_dir():
-        raise UserError(f"{out} is a folder: name a picture, for example {out / 'faces.png'}.")
+    if picture:
+        check_file(out)
     if not picture and form == "png":
         check_replaceable(out, force)
     return picture
@@ -167,12 +167,15 @@ def check_picture(count: int, size: int) -> None:
         raise UserError(f"--count {count:,}: one picture holds at most {most:,} faces of {size} px. Name a folder for them: --out faces.")
 
 
-def _plain_grid(order: Order, draw: Draw) -> Any:
+def _plain_grid(generator: LoadedGenerator, order: Order, draw: Draw) -> Any:
     """A picture as near to square as the count allows."""
+    import torch
+
+    from mien.apps.dataset import pieces
     from mien.models.pictures import grid
 
-    faces = draw(range(order.count))
-    return grid(faces.images, columns=round(order.count**0.5 + 0.4999))
+    images = torch.cat([draw(places).images for places in pieces(generator, order)])
+    return grid(images, columns=round(order.count**0.5 + 0.4999))
 
 
 def _combination_grid(generator: LoadedGenerator, order: Order, draw: Draw) -> Any:
@@ -183,7 +186,7 @@ def _combination_grid(generator: LoadedGenerator, order: Order, draw: Draw) -> A
     rows = combinations(generator, order.where)
     if len(rows) == 1:
         note("There is only one combination to show: the grid has no rows by attribute.")
-        return _plain_grid(order, draw)
+        return _plain_grid(generator, order, draw)
     columns = max(1, order.count // len(rows))
     generator, z = truncated(generator, latents(range(order.seed, order.seed + columns), generator.z_dim), order.truncation)
     images = render(generator, z.repeat(len(rows), 1), rows.repeat_interleave(columns, dim=0))
