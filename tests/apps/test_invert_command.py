@@ -66,3 +66,16 @@ def test_what_is_no_picture_exits_with_2_and_one_line(name, tmp_path, tiny_snaps
     said = capsys.readouterr()
     assert said.err.startswith("mien: ") and said.err.count("\n") == 1 and not said.out
     assert not (tmp_path / "out.png").exists()
+
+
+def test_a_store_without_training_faces_is_refused_in_one_line(quick, tiny_snapshot, capsys):
+    from mien.data.writer import StoreWriter
+
+    photo, count = quick / "me.png", 70
+    Image.new("RGB", (32, 32)).save(photo)
+    with StoreWriter(quick / "store", count=count, size=32, crop="whole") as writer:
+        writer.add(np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8))
+        writer.finish(attributes=np.zeros((count, 0), np.uint8), attribute_names=[], splits=np.full(count, 2, np.uint8),
+                      names=[f"{i}.png" for i in range(count)], source=[{"name": "x", "count": count, "path": ""}], extra={"skipped": []})
+    assert run("invert", tiny_snapshot, photo, "--out", quick / "out.png", "--anyway", "--data", quick / "store") == 2
+    assert "has no training faces" in capsys.readouterr().err

@@ -96,6 +96,8 @@ def _faces(generator: LoadedGenerator, store: FaceStore | None) -> tuple[Tensor 
     if len(held) < SMALLEST:
         raise UserError(f"The store {store.path} has too few faces to calibrate on: {SMALLEST} held-out ones are needed.")
     learn = np.sort(np.setdiff1d(order, held, assume_unique=True)[:TRAIN_FACES] if split == "train" else order[:TRAIN_FACES])
+    if not len(learn):
+        raise UserError(f"The store {store.path} has no training faces: an encoder has nothing to learn from. Give another --data.")
     known = all(name in store.attribute_names for name in generator.attribute_names) and len(generator.attribute_names) > 0
     labels = torch.from_numpy(store.attributes[learn][:, store.columns(generator.attribute_names)]) if known else None
     source = f"{len(held)} {split} faces of {store.path}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mien.apps.cli.console import note, print_json, progress, say
+from mien.apps.cli.strips import check_file
 from mien.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,8 +42,10 @@ def invert(
     """
     from mien.apps.cli.sample import is_picture
 
-    if not is_picture(out) or out.is_dir():
+    if not is_picture(out):
         raise UserError(f"--out {out}: invert draws one picture; give it a name that ends in .png.")
+    for path in (out, out.with_suffix(".json")):
+        check_file(path)
 
     from mien.apps.photos import align, read_photo, trained_crop
 
