@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 
@@ -64,3 +66,42 @@ def test_the_prior_and_the_scales():
     assert prior(torch.ones(1, 25)).item() == pytest.approx(0) and prior(2 * torch.ones(1, 25)).item() == pytest.approx(1)
     checks = (torch.arange(8)[:, None] + torch.arange(8)) % 2 * 2.0 - 1
     assert pixel_loss(checks.expand(1, 3, 8, 8), torch.zeros(1, 3, 8, 8)).item() == pytest.approx(1 / 3)  # seen at full size only
+
+
+@pytest.mark.parametrize("text", [
+    '"offsets": [1]', '"offsets": "none"', f'"z": [{"1" + 400 * "0"}, 0, 0, 0, 0, 0, 0, 0]', '"attributes": null', '"offsets": {"8x8": 1}',
+])  # fmt: skip
+def test_a_damaged_latent_is_told_in_one_line(tiny_generator, text):
+    whole = f'{{"format": "mien-inversion/1", "model": "{tiny_generator.meta["sha256"]}", "z": [0, 0, 0, 0, 0, 0, 0, 0], ' \
+            '"attributes": {"Male": 0, "Smiling": 1}'  # fmt: skip
+    assert read_inversion(f"{whole}}}", tiny_generator).attributes.tolist() == [[0, 1]]
+    with pytest.raises(UserError, match="run mien invert again"):
+        read_inversion(f"{whole}, {text}}}", tiny_generator)
+
+
+@pytest.mark.parametrize("family, options, names", [
+    ("dcgan", {"width": 16, "z_dim": 8, "condition": "none"}, ()), ("dcgan", {"width": 16, "z_dim": 8, "condition": "none"}, ("Male",)),
+    ("resnet", {"width": 16, "z_dim": 8}, ()), ("style", {"width": 16, "z_dim": 8, "w_dim": 16}, ()), ("r3", {"width": 16, "blocks": 1}, ()),
+])  # fmt: skip
+def test_models_that_ignore_the_condition_are_searched_like_others(family, options, names):
+    """A free condition that nothing depends on stays where it was; the latent still comes nearer."""
+    from mien.explore.anomaly import redraw
+    from mien.explore.encoder import Encoder
+    from mien.explore.load import LoadedGenerator
+    from mien.metrics.judge import load_judge
+    from mien.models.catalogue import build_generator
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = build_generator(family, size=32, attributes=len(names), options=options).eval().requires_grad_(False)
+        generator = LoadedGenerator(net=net, attribute_names=names, size=32, z_dim=net.z_dim, meta={}, path=None)
+        encoder = Encoder(32, net.z_dim, len(names), width=8).eval().requires_grad_(False)
+    target = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert len(redraw(generator, encoder, load_judge().net, target, steps=2).images) == 2
+    pixels = target.float() / 127.5 - 1
+    z, guess = encoder.encode(pixels)
+    search = partial(optimise, net, Objective(pixels, None), z, guess, lr=0.1, free_condition=True)
+    (_, _, start), (_, held, end) = search(steps=0), search(steps=4)
+    assert (end < start).all() and torch.equal(held, guess)
+    found = invert(generator, target[:1], encoder=encoder, classifier=None, settings=Settings(4, 2, free_condition=True))
+    assert found.attributes.shape == (1, len(names)) and found.z.isfinite().all()

@@ -119,7 +119,7 @@ def read_inversion(text: str, generator: LoadedGenerator) -> Latent:
         z = torch.tensor([found["z"]], dtype=torch.float32)
         attributes = torch.tensor([[found["attributes"][name] for name in generator.attribute_names]], dtype=torch.float32)
         offsets = {name: torch.tensor(value, dtype=torch.float32) for name, value in (found.get("offsets") or {}).items()} or None
-    except (KeyError, TypeError, ValueError, RuntimeError):
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError, RuntimeError):
         raise UserError("This inversion is damaged: run mien invert again.") from None
     fits = z.shape == (1, generator.z_dim) and bool(z.isfinite().all()) and bool(attributes.isfinite().all())
     known = {name: each.shape for name, each in zero_offsets(generator, z, attributes).items()} if fits and offsets else {}
@@ -231,7 +231,7 @@ def optimise(
         best_z[better], best_condition[better] = z.detach()[better], condition.detach()[better]
         if step == steps:
             break
-        gradients = torch.autograd.grad(loss.sum(), moving)
+        gradients = torch.autograd.grad(loss.sum(), moving, allow_unused=True)  # a network may ignore its condition
         for parameter, gradient in zip(moving, gradients):
             parameter.grad = gradient
         optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
