@@ -81,7 +81,8 @@ def test_a_damaged_latent_is_told_in_one_line(tiny_generator, text):
 
 @pytest.mark.parametrize("family, options, names", [
     ("dcgan", {"width": 16, "z_dim": 8, "condition": "none"}, ()), ("dcgan", {"width": 16, "z_dim": 8, "condition": "none"}, ("Male",)),
-    ("resnet", {"width": 16, "z_dim": 8}, ()), ("style", {"width": 16, "z_dim": 8, "w_dim": 16}, ()), ("r3", {"width": 16, "blocks": 1}, ()),
+    ("resnet", {"width": 16, "z_dim": 8}, ()), ("style", {"width": 16, "z_dim": 8, "w_dim": 16}, ()),
+    ("r3", {"width": 16, "blocks": 1}, ()),
 ])  # fmt: skip
 def test_models_that_ignore_the_condition_are_searched_like_others(family, options, names):
     """A free condition that nothing depends on stays where it was; the latent still comes nearer."""
