@@ -16,7 +16,9 @@ from mien.engine.diagnosis import Alarm, History
 from mien.engine.schedules import knobs_at
 from mien.engine.session import open_session
 from mien.engine.step import train_step
+from mien.engine.supervisor import Supervisor
 from mien.errors import UserError
+from mien.runs import Run
 
 CPU = torch.device("cpu")
 STEADY = ("schedule.lr=constant", "balance.mode=on")
@@ -81,21 +83,22 @@ def test_a_damaged_request_is_told_and_harms_nothing(store, tmp_path):
     assert column(begun.run, "lr_g")[96] == 2e-4 and column(begun.run, "lr_d")[96] == 3e-4
 
 
-def test_knobs_are_turned_only_where_there_is_something_to_turn(store, tmp_path):
-    style = ("model.family=style", "model.generator.w_dim=8", "model.generator.mapping=2", "model.generator.condition=concat",
-             "model.discriminator.norm=batch", "model.discriminator.condition=projection", "balance.probe_kimg=0")  # fmt: skip
-    for name, gamma, separate in (("with", 2, True), ("without", 0, False)):
-        recipe = resolve(None, [*TINY, *style, f"regularizer.path_length.gamma={gamma}", f"train.separate_batches={str(separate).lower()}"])
-        begun = open_session(tmp_path / name, recipe, store, device=CPU, say=lambda message: None)
-        made = begun.loop(on_tick=lambda nimg, values: None, on_snapshot=lambda path, nimg: None, say=lambda message: None)
-        begun.run.unlock()
-        for knob, why in (("path_gamma", "without that penalty"), ("consistency_real", "separate_batches"),
-                          ("consistency_fake", "separate_batches")):  # fmt: skip
-            if name == "with":
-                made.supervisor._check_use(knob)
-            else:
-                with pytest.raises(UserError, match=why):
-                    made.supervisor._check_use(knob)
+@pytest.mark.parametrize("knob, recipe, allows, why", [
+    ("path_gamma", ("model.family=style", "model.generator.w_dim=8", "model.generator.mapping=2", "model.generator.condition=concat",
+                    "model.discriminator.condition=projection"), "regularizer.path_length.gamma=2", "without that penalty"),
+    ("consistency_real", ("model.discriminator.norm=batch",), "train.separate_batches=true", "separate_batches"),
+    ("consistency_fake", ("model.discriminator.norm=batch",), "train.separate_batches=true", "separate_batches"),
+])  # fmt: skip
+def test_a_knob_is_turned_only_where_there_is_something_to_turn(store, tmp_path, knob, recipe, allows, why):
+    def supervisor(*overrides):
+        config = resolve(None, [*TINY, *recipe, "balance.probe_kimg=0", *overrides]).config
+        task = build.build_task(config, store, CPU)
+        state = build.build_state(task.config, size=store.size, attributes=2, device=CPU)
+        return Supervisor(Run(tmp_path), state, task, lambda message: None)
+
+    supervisor(allows)._check_use(knob)
+    with pytest.raises(UserError, match=why):
+        supervisor()._check_use(knob)
 
 
 class Two:

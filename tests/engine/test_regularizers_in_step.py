@@ -75,8 +75,8 @@ def test_the_perceptual_term_brings_features_together(store):
 @pytest.mark.parametrize("d_steps", [1, 2, 3])
 def test_path_lengths_come_at_every_kth_update_of_g_however_many_d_makes(store, d_steps):
     style = ("model.generator.w_dim=8", "regularizer.path_length.gamma=2", "regularizer.path_length.every=4", "balance.probe_kimg=0")
-    state, task, config = make(store, *style, f"balance.d_steps={d_steps}", preset="style64-cpu")
-    hits = ["path_penalty" in train_step(state, task, knobs_at(config, state.nimg)) for _ in range(8)]
+    state, task, _ = make(store, *style, f"balance.d_steps={d_steps}", preset="style64-cpu")
+    hits = ["path_penalty" in train_step(state, task, knobs_at(task.config, state.nimg)) for _ in range(8)]
     assert [step for step, hit in enumerate(hits, start=1) if hit] == [4, 8]
 
 
