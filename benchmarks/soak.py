@@ -6,10 +6,10 @@
 Images/s and resident memory are read from outside the training process, with its open files and threads. After the warm-up a line is
 laid through each; its slope comes with a 95 % interval. Memory is flat when its slope is below 1 % an hour, or cannot be told from that.
 A shared machine's own speed drifts, so a slope of images/s says little about a program. The pace is judged otherwise: in the end the same
-training is begun anew, and the old process and the new one run by turns, the other stopped. The pace is flat when 1 lies in the interval
-of old / new (images for the processor time, geometric mean of the turns), or the mean is within 2 % of it. Short soaks cannot tell a small
-slope from none, and say so. Writes OUT.json and OUT.png. In a training of its own everything that a run does falls due every few thousand
-images: samples, snapshots, checkpoints, the probe. Linux (reads /proc).
+training is begun anew, and the old process and the new one run by turns, the other stopped. It is slowing when old / new (images for the
+processor time, geometric mean of the turns) is below .98, and 1 above its interval; else flat. Short soaks cannot tell a small slope of
+memory from none, and say so. Writes OUT.json and OUT.png. In a training of its own everything that a run does falls due every few
+thousand images: samples, snapshots, checkpoints, the probe. Linux (reads /proc).
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def judge(rows: list[dict[str, float]], ratios: list[float], warm_up_min: float)
     memory, pace = found["anonymous_mb"], compare(ratios)
     words = {
         "memory": "growing" if memory["low"] > FLAT_AN_HOUR else "flat" if memory["high"] < FLAT_AN_HOUR else "too short to tell",
-        "pace": "flat" if pace["low"] <= 1 <= pace["high"] or abs(pace["mean"] - 1) < FLAT_RATE else "drifting",
+        "pace": "slowing" if pace["high"] < 1 and pace["mean"] < 1 - FLAT_RATE else "flat",
         "files": "flat" if rows[-1]["files"] <= rows[int(kept.argmax())]["files"] + 2 else "growing",
     }
     return {**found, "old_over_new": pace, "turns": ratios, "minutes_judged": span_h * 60, "verdict": words}
