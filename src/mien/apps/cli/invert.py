@@ -40,12 +40,7 @@ def invert(
 
     The first call for a model trains its encoder, for minutes, and keeps it. 'mien edit MODEL --image me.json' goes on from here.
     """
-    from mien.apps.cli.sample import is_picture
-
-    if not is_picture(out):
-        raise UserError(f"--out {out}: invert draws one picture; give it a name that ends in .png.")
-    for path in (out, out.with_suffix(".json")):
-        check_file(path)
+    _check(out)
 
     from mien.apps.photos import align, read_photo, trained_crop
 
@@ -81,6 +76,15 @@ def invert(
         words = {"floor": "floor (the model's own faces)", "ceiling": "ceiling (other faces)"}.get(stage, STAGES.get(stage, stage))
         say(f"  {words:30} pixels {each.pixel_rmse:5.1f} of 255, over scales {each.multi_scale:5.1f}{identity}")
     say(f"{out.with_suffix('.json')}: the latent.")
+
+
+def _check(out: Path) -> None:
+    from mien.apps.cli.sample import is_picture
+
+    if not is_picture(out):
+        raise UserError(f"--out {out}: invert draws one picture; give it a name that ends in .png.")
+    for path in (out, out.with_suffix(".json")):
+        check_file(path)
 
 
 def _search(generator: LoadedGenerator, judge: Judge, encoder: Any, image: Any, settings: Settings, compare: int) -> tuple[Inversion, dict]:

@@ -278,11 +278,11 @@ def _about_groups(meta: Mapping[str, Any], scores: Sequence[Mapping[str, Any]]) 
         return ["No attributes, so no groups to tell apart."]
     distance = next((s for s in scores if s["metric"].startswith("fd-") and s["details"].get("by_combination")), None)
     parts = distance["details"]["by_combination"] if distance else {}
-    combinations = [{f"{name}={value:g}" for name, value in zip(names, row)} for row, _ in table]
-    labels = [",".join(f"{name}={value:g}" for name, value in zip(names, row)) for row, _ in table]
+    combinations = [[f"{name}={value:g}" for name, value in zip(names, row)] for row, _ in table]
+    labels = [",".join(values) for values in combinations]
     if len(names) > 1 and parts and all("," not in name for name in parts):
         labels = list(parts)
-    shares = {name: sum(share for values, (_, share) in zip(combinations, table) if values >= set(name.split(","))) for name in labels}
+    shares = {name: sum(share for values, (_, share) in zip(combinations, table) if set(values) >= set(name.split(","))) for name in labels}
     control = next((s for s in scores if s["metric"] == "control"), None)
     seen = control["details"].get("combinations", {}) if control else {}
     rows = []
