@@ -124,6 +124,46 @@ def test_what_helped_stays_and_the_opposite_takes_it_back():
     assert pilot.steering.controller["lr_d"] > 0.25
 
 
+def test_a_step_that_does_harm_is_taken_back_and_not_made_again():
+    """A wide D learnt less, not more, at a doubled rate: it was doubled again, and died."""
+    pilot = Pilot().fly(5000, HEALTHY).fly(3500, {**HEALTHY, "accuracy_real": 0.57, "accuracy_fake": 0.57})
+    assert pilot.turned() == ["lr_d"] and pilot.steering.controller == {"lr_d": 2.0}
+    pilot.fly(2000, {**HEALTHY, "accuracy_real": 0.52, "accuracy_fake": 0.52})
+    reversal = pilot.decisions[-1][1]
+    assert pilot.turned() == ["lr_d", "lr_d"] and pilot.steering == Steering() and reversal.new == pytest.approx(reversal.old / 2)
+    assert reversal.sentence().startswith("Took lr_d back from 0.0008 to 0.0004, for it did harm (G too strong: accuracy_d 0.5")
+    pilot.fly(30_000, {**HEALTHY, "accuracy_real": 0.52, "accuracy_fake": 0.52})
+    assert pilot.turned()[2:] and "lr_d" not in pilot.turned()[2:]  # the ladder's other rungs
+
+
+def test_a_step_that_helped_or_did_nothing_stays():
+    for after in (0.57, 0.6):
+        pilot = Pilot().fly(5000, HEALTHY).fly(3500, {**HEALTHY, "accuracy_real": 0.57, "accuracy_fake": 0.57})
+        pilot.fly(30_000, {**HEALTHY, "accuracy_real": after, "accuracy_fake": after})
+        assert pilot.steering.controller["lr_d"] >= 2 and pilot.controller.harmful == {}
+
+
+def test_what_a_hand_did_meanwhile_is_not_taken_back():
+    pilot = Pilot().fly(5000, HEALTHY).fly(3500, {**HEALTHY, "accuracy_real": 0.57, "accuracy_fake": 0.57})
+    pilot.steering.set_by_hand("lr_d", 3e-4, now=pilot.knobs, nimg=pilot.nimg)
+    pilot.fly(1500, {**HEALTHY, "accuracy_real": 0.52, "accuracy_fake": 0.52})
+    assert pilot.knobs.lr_d == pytest.approx(3e-4) and all(decision.value_then is None for _, decision in pilot.decisions)
+
+
+def test_a_second_step_that_does_harm_leaves_the_first():
+    pilot = Pilot().fly(5000, HEALTHY).fly(5500, {**HEALTHY, "accuracy_real": 0.57, "accuracy_fake": 0.57})
+    assert pilot.steering.controller == {"lr_d": 4.0}
+    pilot.fly(1500, {**HEALTHY, "accuracy_real": 0.5, "accuracy_fake": 0.5})
+    assert pilot.steering.controller == {"lr_d": 2.0}
+
+
+def test_what_calms_is_not_taken_back_while_the_ill_still_grows():
+    pilot = Pilot().fly(5000, HEALTHY)
+    for factor in range(30, 400, 5):
+        pilot.fly(200, {**HEALTHY, "grad_norm_d": factor * HEALTHY["grad_norm_d"]})
+    assert len(pilot.decisions) > 2 and all(decision.value_then is None for _, decision in pilot.decisions)
+
+
 def test_advice_is_given_once_for_each_diagnosis_and_changes_nothing():
     pilot = Pilot().fly(5000, HEALTHY, advice=True).fly(30_000, sick("G too strong"), advice=True)
     assert pilot.turned() == ["lr_d"] and pilot.steering == Steering()
@@ -138,7 +178,7 @@ def test_a_checkpoint_keeps_what_the_controller_remembers():
     other.nimg, other.decisions = one.nimg, list(one.decisions)
     other.history = History.from_plain(json.loads(json.dumps(one.history.plain())))
     other.steering = Steering.from_plain(json.loads(json.dumps(one.steering.plain())))
-    other.controller = Controller(**json.loads(json.dumps(one.controller.plain())))
+    other.controller = Controller.from_plain(json.loads(json.dumps(one.controller.plain())))
     for signals in (sick("G too strong"), HEALTHY):
         one.fly(20_000, signals)
         other.fly(20_000, signals)

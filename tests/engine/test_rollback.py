@@ -15,6 +15,7 @@ from engine.conftest import TINY, tiny_recipe
 from engine.test_resume import assert_same_bits
 from mien.apps.cli.main import app
 from mien.engine import checkpoint, loop
+from mien.engine.balance import Trial
 from mien.engine.diagnosis import Alarm, History
 from mien.engine.loop import TrainingFailed
 from mien.engine.session import open_session
@@ -132,7 +133,7 @@ def test_a_last_step_that_spoils_the_weights_is_rolled_back_too(store, tmp_path,
 
 
 def test_after_so_many_rollbacks_there_is_a_clear_stop(store, tmp_path, monkeypatch):
-    """Exit code 2 and one line; each time calmer, from the same checkpoint, with another noise."""
+    """Exit code 2 and one line; each time calmer, with another noise, and the second time from an older checkpoint."""
     plant(monkeypatch, in_gradient, times=99)
     args = ["train", store.path, "--preset", "seed0", "--run", tmp_path / "run", "--device", "cpu"]
     args += [part for setting in (*TINY, *ON, "balance.max_rollbacks=2") for part in ("--set", setting)]
@@ -143,9 +144,26 @@ def test_after_so_many_rollbacks_there_is_a_clear_stop(store, tmp_path, monkeypa
     assert "Begin another run (--run) with lower optimizer.lr_d and lr_g" in last and "balance.mode=on" not in last
     run = Run.open(tmp_path / "run")
     told = [event for event in run.events() if event["kind"] == "rollback"]
-    assert [event["nimg"] for event in told] == [48, 48] and "noise stream 2" in told[1]["message"] and "lr_g 5e-05" in told[1]["message"]
+    assert [event["nimg"] for event in told] == [48, 32] and "noise stream 2" in told[1]["message"] and "lr_g 5e-05" in told[1]["message"]
     _, plain = checkpoint.load_checkpoint(run.checkpoints()[-1][1])
     assert (plain["rollbacks"], plain["noise_salt"], plain["steering"]["calm"]) == (2, 2, 0.25)
+
+
+def test_a_change_on_trial_goes_with_the_rollback(store, tmp_path, monkeypatch):
+    """D's rate was doubled, and D died of it: the checkpoint between the two holds the doubled rate."""
+    begun, made, _ = begin(tmp_path / "run", store)
+    state, own = begun.state, made.save_checkpoint
+
+    def save():
+        if state.nimg == 48 and not state.rollbacks:
+            state.steering.controller["lr_d"], state.controller.trial = 2.0, Trial("lr_d", None, "G too strong", 0.57)
+        own()
+
+    monkeypatch.setattr(made, "save_checkpoint", save)
+    plant(monkeypatch, in_gradient)
+    assert made.train() and state.rollbacks == 1
+    assert "lr_d" not in state.steering.controller and state.controller.harmful == {"G too strong": ["lr_d"]}
+    assert begun.run.scalars()[-1]["lr_d"] == 2e-4  # half of the recipe's
 
 
 def collapse_from(monkeypatch, made, at_nimg, *, suspected_at=None):

@@ -1,20 +1,21 @@
 """The controller: turns knobs, within bounds and with pauses, by what the diagnosis names.
 
 Each diagnosis has a ladder of remedies. The controller takes one step on the first rung that has room left, waits `COOL_DOWN`, and takes
-the next if the diagnosis still stands. What helped stays: going back to settings that made a run sick made it sick again. The opposite
-diagnosis takes it back. A run that is never diagnosed is never touched: its bits are those of a run without a controller.
+the next if the diagnosis still stands. A rate or step count that was raised and made it worse is lowered again, and not raised for that
+diagnosis any more. What helped stays: going back to settings that made a run sick made it sick again. The opposite diagnosis takes it
+back. A run that is never diagnosed is never touched: its bits are those of a run without a controller.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mien.engine.diagnosis import Alarm, History
 from mien.engine.schedules import Knobs
-from mien.engine.steering import RATES, Steering
+from mien.engine.steering import RATES, STEPS, Steering
 
 COOL_DOWN = 2.0  # times the patience, between two changes
 FIRST_GAMMA = 0.2
@@ -75,11 +76,28 @@ class Decision:
     signal: str
     value: float
     threshold: float
+    value_then: float | None = None
+    """Of the signal, when the change was made that this one takes back; None for a change of its own."""
 
     def sentence(self, *, advice: bool = False) -> str:
         because = f"{self.diagnosis}: {self.signal} {self.value:.3g}, limit {self.threshold:g}"
+        if self.value_then is not None:
+            return f"Took {self.knob} back from {_said(self.old)} to {_said(self.new)}, for it did harm ({because}, before it " \
+                   f"{self.value_then:.3g})."  # fmt: skip
         verb = "Would turn" if advice else "Turned"
         return f"{verb} {self.knob} from {_said(self.old)} to {_said(self.new)} ({because})."
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The newest change, if it was to more force, as long as its diagnosis stands."""
+
+    knob: str
+    before: float | None
+    """What the controller held of the knob until then; None: nothing."""
+    diagnosis: str
+    value: float
+    """Of the signal that the diagnosis goes by, when the change was made."""
 
 
 @dataclass
@@ -89,20 +107,53 @@ class Controller:
     acted_nimg: int | None = None
     advised: list[str] = field(default_factory=list)
     """What advice was given on and still stands."""
+    trial: Trial | None = None
+    harmful: dict[str, list[str]] = field(default_factory=dict)
+    """{diagnosis: knobs that made it worse}."""
 
     def decide(
         self, history: History, steering: Steering, knobs: Knobs, *, recipe: Knobs, nimg: int, patience_nimg: int, can_augment: bool
     ) -> Decision | None:
         """At most one change. `knobs`: those of the step that was just made. `recipe`: what they are where nothing is turned."""
-        if self.acted_nimg is not None and nimg - self.acted_nimg < COOL_DOWN * patience_nimg:
+        alarms = [alarm for alarm in by_urgency(history) if alarm.recovering_nimg is None]
+        since_nimg = math.inf if self.acted_nimg is None else nimg - self.acted_nimg
+        if self.trial is not None and self.trial.diagnosis not in [alarm.title for alarm in history.named]:
+            self.trial = None  # over: it helped
+        trial = self.trial if since_nimg >= patience_nimg else None
+        for alarm in alarms:
+            if trial is not None and alarm.title == trial.diagnosis and alarm.worse_than(trial.value):
+                reversal = self._reversal(trial, alarm, steering, knobs, recipe=recipe)
+                if self.take_back(steering, recipe=recipe):
+                    self.acted_nimg = nimg
+                    return reversal
+        if since_nimg < COOL_DOWN * patience_nimg:
             return None
-        for alarm in by_urgency(history):
-            decision = remedy_for(alarm, history, steering, knobs, can_augment=can_augment)
+        for alarm in alarms:
+            decision = self.remedy_for(alarm, history, steering, knobs, can_augment=can_augment)
             if decision is not None:
                 self.acted_nimg = nimg
+                # Only more force does harm; calming a run whose ill still grows must not be undone for its growing.
+                forced = decision.knob in RATES + STEPS and (decision.new or 0) > (decision.old or 0)
+                self.trial = Trial(decision.knob, steering.controller.get(decision.knob), alarm.title, decision.value) if forced else None
                 steering.hold(decision.knob, decision.held, recipe=recipe)
                 return decision
         return None
+
+    def take_back(self, steering: Steering, *, recipe: Knobs) -> bool:
+        """Undo the change on trial; its diagnosis does not get it again. False when there is none, or a hand has the knob by now."""
+        trial, self.trial = self.trial, None
+        if trial is None or trial.knob not in steering.controller:
+            return False
+        self.harmful.setdefault(trial.diagnosis, []).append(trial.knob)
+        steering.put_back(trial.knob, trial.before, recipe=recipe)
+        return True
+
+    def _reversal(self, trial: Trial, alarm: Alarm, steering: Steering, knobs: Knobs, *, recipe: Knobs) -> Decision:
+        knob, now, plain = trial.knob, getattr(knobs, trial.knob), getattr(recipe, trial.knob)
+        new = plain if trial.before is None else trial.before
+        if knob in RATES:
+            new = now * (trial.before or 1.0) / (steering.controller.get(knob) or 1.0)
+        return Decision(knob, now, new, trial.before, alarm.title, *alarm.evidence[0], value_then=trial.value)
 
     def advise(self, history: History, steering: Steering, knobs: Knobs, *, can_augment: bool) -> Decision | None:
         """What `decide` would begin with, once for each diagnosis while it stands."""
@@ -112,35 +163,41 @@ class Controller:
         for alarm in alarms:
             if alarm.title not in self.advised:
                 self.advised.append(alarm.title)
-                return remedy_for(alarm, history, steering, knobs, can_augment=can_augment)
+                return self.remedy_for(alarm, history, steering, knobs, can_augment=can_augment)
+        return None
+
+    def remedy_for(self, alarm: Alarm, history: History, steering: Steering, knobs: Knobs, *, can_augment: bool) -> Decision | None:
+        """The first step with room left on the ladder of `alarm`; None when all are spent, did harm, or are set by hand."""
+        signal, value, threshold = alarm.evidence[0]
+        for remedy in REMEDIES[f"{alarm.name} ({alarm.network})" if alarm.network else alarm.name]:
+            knob = remedy.knob
+            if knob in steering.by_hand or knob in self.harmful.get(alarm.title, ()):
+                continue
+            if knob == "augment_p" and (not can_augment or steering.augment_p is not None):
+                continue
+            now = getattr(knobs, knob)
+            held = (steering.controller.get(knob) or 1.0) if knob in RATES else now
+            if held is None:  # no clipping so far: begin at twice its usual size
+                held = 4 * history.usual.get(f"grad_norm_{alarm.network}", 5.0)
+            turned = round(remedy.turn(held), 9)
+            if knob in RATES and turned > held and steering.calm < 1:
+                continue  # it was rolled back to go on calmer: too high a rate may be what failed it
+            if remedy.low <= turned <= remedy.high and turned != held:
+                new = now * turned / held if knob in RATES else turned
+                return Decision(knob, now, new, turned, alarm.title, signal, value, threshold)
         return None
 
     def plain(self) -> dict[str, Any]:
         return asdict(self)
 
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Controller:
+        trial = plain.get("trial")
+        return cls(**{**plain, "trial": None if trial is None else Trial(**trial)})
+
 
 def by_urgency(history: History) -> list[Alarm]:
     return sorted(history.named, key=lambda alarm: URGENCY.index(alarm.name))
-
-
-def remedy_for(alarm: Alarm, history: History, steering: Steering, knobs: Knobs, *, can_augment: bool) -> Decision | None:
-    """The first step with room left on the ladder of `alarm`; None when all are spent, or set by hand."""
-    signal, value, threshold = alarm.evidence[0]
-    for remedy in REMEDIES[f"{alarm.name} ({alarm.network})" if alarm.network else alarm.name]:
-        knob = remedy.knob
-        if knob in steering.by_hand or (knob == "augment_p" and (not can_augment or steering.augment_p is not None)):
-            continue
-        now = getattr(knobs, knob)
-        held = (steering.controller.get(knob) or 1.0) if knob in RATES else now
-        if held is None:  # no clipping so far: begin at twice its usual size
-            held = 4 * history.usual.get(f"grad_norm_{alarm.network}", 5.0)
-        turned = round(remedy.turn(held), 9)
-        if knob in RATES and turned > held and steering.calm < 1:
-            continue  # it was rolled back to go on calmer: too high a rate may be what failed it
-        if remedy.low <= turned <= remedy.high and turned != held:
-            new = now * turned / held if knob in RATES else turned
-            return Decision(knob, now, new, turned, alarm.title, signal, value, threshold)
-    return None
 
 
 def adapted_augment_p(p: float, sign_real: float, *, images: int, target: float, speed_kimg: float, most: float) -> float:

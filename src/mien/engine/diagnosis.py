@@ -35,7 +35,11 @@ class Limit:
         return (self.above is not None and value > self.above) or (self.below is not None and value < self.below)
 
     def recovered(self, value: float) -> bool:
-        return (self.above is not None and value < self.back) or (self.below is not None and value > self.back)
+        return self.distance(value) < 0
+
+    def distance(self, value: float) -> float:
+        """How far `value` is from where the alarm ends; negative when it is past it."""
+        return value - self.back if self.above is not None else self.back - value
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Rule:
 RULES = (
     Rule("D too strong", (Limit("accuracy_d", above=0.93, back=0.88), Limit("fooling_rate", below=0.02, back=0.05)),
          "D tells reals from fakes without effort, so G learns little from it."),
-    Rule("G too strong", (Limit("accuracy_d", below=0.61, back=0.635),), "D cannot tell reals from fakes, so it teaches G nothing."),
+    Rule("G too strong", (Limit("accuracy_d", below=0.59, back=0.62),), "D cannot tell reals from fakes, so it teaches G nothing."),
     Rule("D memorising", (Limit("holdout_gap_smooth", above=0.5, back=0.35), Limit("accuracy_d", above=0.65, back=0.62)),
          "D takes held-out reals for fakes: it knows the training images by heart."),
     Rule("mode collapse", (Limit("diversity_pixels", below=0.35, back=0.5),), "All faces of G look alike.", grace=4.0),
@@ -80,6 +84,7 @@ RULES = (
 BY_KEY = {rule.key: rule for rule in RULES}
 GEOMETRIC = frozenset(limit.signal for rule in RULES for limit in rule.limits if limit.against_usual)
 VARIED = 0.5
+WORSE = 1.25
 NOISY = ("logit_train", "logit_val", "logit_fake")  # few images, and their difference is what counts
 WATCHED = frozenset(limit.signal for rule in RULES for limit in rule.limits).union(NOISY)
 
@@ -112,6 +117,11 @@ class Alarm:
     def title(self) -> str:
         place = self.where or {"g": "G", "d": "D"}.get(self.network, "")
         return f"{self.name} ({place})" if place else self.name
+
+    def worse_than(self, value: float) -> bool:
+        """Whether the first signal is clearly farther from health than `value` of it was, or than its threshold."""
+        limit, now = BY_KEY[self.rule].limits[0], self.evidence[0][1]
+        return limit.distance(now) > WORSE * max(limit.distance(value), limit.distance(limit.threshold))
 
     def sentence(self) -> str:
         facts = ", ".join(f"{signal} {value:.3g} (limit {threshold:g})" for signal, value, threshold in self.evidence)

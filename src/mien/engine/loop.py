@@ -160,7 +160,7 @@ class Loop:
     def _roll_back(self, sickness: Exception) -> None:
         """Back to the last healthy checkpoint, calmer. Raises TrainingFailed where that is unwanted, impossible or was tried enough."""
         state, balance = self.state, self.task.config.balance
-        path = checkpoint.newest_healthy(self.run.checkpoints())
+        path = self._refuge()
         if balance.mode != "on" or path is None or state.rollbacks >= balance.max_rollbacks:
             tried = f" after {state.rollbacks} rollback{'s' if state.rollbacks > 1 else ''}" if state.rollbacks else ""
             raise TrainingFailed(self._farewell(f"{sickness}{tried}")) from None
@@ -182,6 +182,14 @@ class Loop:
         share_state(state, self.task)
         self.run.event(state.nimg, "rollback", message, failed_nimg=failed_nimg, reason=str(sickness), rollbacks=rollbacks)
         self.say(message)
+
+    def _refuge(self) -> Path | None:
+        """The newest healthy checkpoint; if it is the one gone back to last time, an older one: it may be sicker than it looks."""
+        there = self.run.checkpoints()
+        newest = checkpoint.newest_healthy(there)
+        if newest is None or not self.state.rollbacks or int(newest.name) > self.state.history.begun_nimg:
+            return newest
+        return checkpoint.newest_healthy([(nimg, path) for nimg, path in there if path != newest]) or newest
 
     def _farewell(self, what: str) -> str:
         newest = checkpoint.newest_healthy(self.run.checkpoints())

@@ -95,7 +95,7 @@ class TrainState:
         self.noise_salt, self.rollbacks = int(plain["noise_salt"]), int(plain.get("rollbacks", 0))
         self.steering = Steering.from_plain(plain.get("steering", {}))
         self.history = History.from_plain(plain.get("history", {}))
-        self.controller = Controller(**plain.get("controller", {}))
+        self.controller = Controller.from_plain(plain.get("controller", {}))
         sums = {name.removeprefix("meter."): tensor for name, tensor in tensors.items() if name.startswith("meter.")}
         self.meter, self.tick_nimg = SignalMeter(sums, dict(plain.get("meter", {}))), int(plain.get("tick_nimg", self.nimg))
         self.seen_faces, self.probe_nimg = tensors.get("seen_faces"), int(plain.get("probe_nimg", 0))

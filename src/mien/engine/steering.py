@@ -74,6 +74,13 @@ class Steering:
         if name not in RATES and value is not None and plain is not None:
             self.sides[name] = 1 if value >= plain else -1
 
+    def put_back(self, name: str, before: float | None, *, recipe: Knobs) -> None:
+        """As if the controller had held `before` of `name`, or nothing (None), all along."""
+        self.controller.pop(name, None)
+        self.sides.pop(name, None)
+        if before is not None:
+            self.hold(name, before, recipe=recipe)
+
     def set_by_hand(
         self, name: str, value: float | None, *, now: Knobs, nimg: int, over_nimg: int = 0, asked_calm: float | None = None
     ) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mien.engine.balance import adapted_augment_p, remedy_for
+from mien.engine.balance import adapted_augment_p
 from mien.engine.diagnosis import Alarm, observe
 from mien.engine.schedules import Knobs, knobs_at
 from mien.engine.state import TrainState
@@ -130,7 +130,8 @@ class Supervisor:
         tried as long as there is one to turn."""
         state = self.state
         if alarm.name == "mode collapse" and not state.history.varied:
-            return remedy_for(alarm, state.history, state.steering, knobs, can_augment=bool(self.task.augment.names)) is None
+            can_augment = bool(self.task.augment.names)
+            return state.controller.remedy_for(alarm, state.history, state.steering, knobs, can_augment=can_augment) is None
         return alarm.title.startswith(BEYOND_KNOBS)
 
     def _adapt(self, values: dict[str, float], images: int) -> None:
@@ -166,6 +167,7 @@ class Supervisor:
         """After a checkpoint was loaded: quieter knobs, another noise stream, and a diagnosis that begins anew."""
         state = self.state
         state.rollbacks, state.noise_salt = rollbacks, salt
+        state.controller.take_back(state.steering, recipe=knobs_at(self.task.config, state.nimg))  # it may be what failed
         state.steering.calm, state.steering.calm_clip_norm = calm, clip_norm
         state.history = type(state.history)(begun_nimg=state.nimg, usual=state.history.usual)
         knobs = self.knobs()
