@@ -6,8 +6,8 @@ import pytest
 from mien.metrics.fid import fd_from_features
 from mien.metrics.kid import kid_from_features
 from mien.metrics.latent_quality import diversity_from_features
-from mien.metrics.memorization import wilson
 from mien.metrics.precision_recall import prdc_from_features
+from mien.metrics.protocol import wilson
 
 DRAWS = 120
 
@@ -62,4 +62,5 @@ def test_interval_halves_with_four_times_the_images():
 
 def test_wilson_knows_its_textbook_values():
     assert wilson(0, 10) == pytest.approx((0, 0.2775), abs=1e-3)
-    assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-3)
+    assert wilson(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-3)
+    assert wilson(0.8, 10) == pytest.approx((0.4902, 0.9433), abs=2e-4)

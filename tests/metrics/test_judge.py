@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from mien.data.formats import open_picture, render
 from mien.data.synthetic import TOY_ATTRIBUTES, draw_faces
 from mien.metrics.calibration import calibration_error, calibration_floor, cross_fitted, fit_platt, reliability, sigmoid
-from mien.metrics.classifier_scores import ranking, validation_scores, wilson
+from mien.metrics.classifier_scores import ranking, validation_scores
 from mien.metrics.judge import Judge, load_judge
 from mien.models.classifier import FaceClassifier
 
@@ -204,9 +204,3 @@ def test_ranking_is_the_area_under_the_curve():
     generator = np.random.default_rng(0)
     logits, labels = generator.normal(size=(200, 1)).round(1), generator.integers(0, 2, (200, 1))       # rounded: with ties
     assert ranking(logits, labels)[0] == pytest.approx(roc_auc_score(labels[:, 0], logits[:, 0]))
-
-
-def test_wilson_intervals():
-    """Against the worked value for 8 of 10 (0.4902, 0.9433), and never empty at the ends."""
-    np.testing.assert_allclose(wilson(np.array([0.8]), np.array([10])).ravel(), [0.4902, 0.9433], atol=2e-4)
-    assert wilson(np.array([0.0]), np.array([10]))[1, 0] > 0.2

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mien.errors import UserError
-from mien.metrics.memorization import find_duplicates, memorization_from_features, nearest
+from mien.metrics.memorization import memorization_from_features, nearest
 
 
 def world(seed=0, f=12):
@@ -87,14 +87,3 @@ def test_nearest_agrees_with_all_distances(monkeypatch):
     np.testing.assert_allclose(distance, table.min(1), rtol=1e-6)
     own, partner = nearest(fake, fake, same=True)
     assert (partner != np.arange(600)).all() and own.min() > 0
-
-
-def test_duplicates_of_the_data(toys):
-    rows = toys.rows(200, 5)
-    images = toys.draw(rows, 5).numpy().transpose(0, 2, 3, 1).copy()
-    images[150] = images[3]
-    noisy = images[9].astype(int) + np.random.default_rng(0).integers(-3, 4, images[9].shape)
-    images[160] = noisy.clip(0, 255)
-    found = find_duplicates(images, [f"{i}.png" for i in range(200)], near=0.02)
-    assert found[0] == ("3.png", "150.png", 0.0)
-    assert [pair[:2] for pair in found[1:]] == [("9.png", "160.png")]

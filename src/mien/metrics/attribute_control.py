@@ -18,14 +18,13 @@ import torch
 
 from mien.errors import UserError
 from mien.metrics.face_sets import SEED_STRIDE, combination_name, combinations_of
-from mien.metrics.protocol import Estimate
+from mien.metrics.protocol import Z95, Estimate
 
 if TYPE_CHECKING:
     from mien.explore.load import LoadedGenerator
     from mien.metrics.judge import Judge
 
 Look = Callable[["LoadedGenerator", "Judge", torch.Tensor, np.ndarray], tuple[np.ndarray, np.ndarray]]
-Z95 = 1.959964
 NOTABLE = 0.05  # a leak is named when it is surely not 0 and at least this large
 SWEEP = (0.0, 0.25, 0.5, 0.75, 1.0)
 SWEEP_FACES = 128

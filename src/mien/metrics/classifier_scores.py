@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from mien.metrics.calibration import calibration_error, calibration_floor, cross_fitted, reliability, sigmoid
+from mien.metrics.protocol import wilson
 
 GROUPS = (("Male", "Young"), ("women, young", (0, 1)), ("women, not young", (0, 0)), ("men, young", (1, 1)), ("men, not young", (1, 0)))
 
@@ -70,13 +71,6 @@ def group_scores(right: np.ndarray, calibrated: np.ndarray, labels: np.ndarray, 
     return scores
 
 
-def wilson(share: np.ndarray, count: np.ndarray, z: float = 1.96) -> np.ndarray:
-    """Lower and upper end [2, ...] of the 95% interval of a share seen in `count` images (Wilson 1927): never empty, never outside 0..1."""
-    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
-    return np.stack([np.minimum(centre - half, share), np.maximum(centre + half, share)])
-
-
 def reliability_figure(logits: np.ndarray, labels: np.ndarray, names: Sequence[str], path: Path) -> None:
     """A PNG of reliability: all attributes pooled, before and after cross-fitted calibration, and eight attributes on their own.
 
@@ -94,7 +88,8 @@ def reliability_figure(logits: np.ndarray, labels: np.ndarray, names: Sequence[s
         for name, probabilities, colour, marker in (("before", before, "C1", "x"), ("after", after, "C0", "o")):
             count, mean, share = reliability(probabilities[:, columns].reshape(-1, 1), labels[:, columns].reshape(-1, 1), bins=10)
             filled = count[0] >= 5
-            spread = np.abs(wilson(share[0, filled], count[0, filled]) - share[0, filled])
+            ends = np.transpose([wilson(*bin_) for bin_ in zip(share[0, filled], count[0, filled])])
+            spread = np.abs(ends - share[0, filled])
             axes.errorbar(mean[0, filled], share[0, filled], yerr=spread, label=name, color=colour, marker=marker, linewidth=1,
                           markersize=4, capsize=2)
         axes.set(title=title, xlim=(0, 1), ylim=(0, 1))

@@ -5,7 +5,6 @@ It is called FID only with the 2048 features of the 2015-12-05 Inception; with a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,9 +12,8 @@ import numpy as np
 
 from mien.errors import UserError
 from mien.metrics.features import check_features
-from mien.metrics.protocol import Estimate
+from mien.metrics.protocol import Z95, Estimate
 
-Z95 = 1.959964  # half-width of a 95 % interval, in standard errors
 CURVE_POINTS = 6  # of the bias curve
 
 
@@ -41,29 +39,6 @@ class Statistics:
         mean = x.mean(axis=0)
         centred = x - mean
         return cls(len(x), mean, centred.T @ centred)
-
-    @classmethod
-    def of_batches(cls, batches: Iterable[np.ndarray]) -> Statistics:
-        """The same from pieces [n, F] that come one by one, without holding them all."""
-        total: Statistics | None = None
-        for batch in batches:
-            x = np.asarray(batch, dtype=np.float64)
-            mean = x.mean(axis=0)
-            part = cls(len(x), mean, (x - mean).T @ (x - mean))
-            total = part if total is None else total.merge(part)
-        if total is None or total.count < 2:
-            raise UserError("A distance needs at least two images on each side.")
-        if not (np.isfinite(total.mean).all() and np.isfinite(total.scatter).all()):
-            raise UserError("Some features are NaN or infinite, so no distance can be computed; a generator that gives them has diverged.")
-        return total
-
-    def merge(self, other: Statistics) -> Statistics:
-        """Statistics of both sets together (Chan, Golub & LeVeque 1979, equation 2.1): exact but for rounding, in any order."""
-        count = self.count + other.count
-        step = other.mean - self.mean
-        mean = self.mean + step * (other.count / count)
-        scatter = self.scatter + other.scatter + np.outer(step, step) * (self.count * other.count / count)
-        return Statistics(count, mean, scatter)
 
     @property
     def covariance(self) -> np.ndarray:
@@ -99,13 +74,13 @@ class _Transport:
     to_fake: np.ndarray
 
 
-def frechet_distance(*, real: Statistics, fake: Statistics, allow_singular: bool = False) -> float:
+def frechet_distance(*, real: Statistics, fake: Statistics) -> float:
     """|mean difference|^2 + tr(S_real + S_fake - 2 (S_real^1/2 S_fake S_real^1/2)^1/2), float64, by symmetric eigendecompositions.
 
     Raises UserError when a set has no more images than features (its covariance is singular, and the distance mostly tells N), when all
-    its features are constant, or when one covariance has less than half the other's rank. `allow_singular` computes it all the same.
+    its features are constant, or when one covariance has less than half the other's rank.
     """
-    _check(real, fake, allow_singular)
+    _check(real, fake)
     root = real.root
     return _distance(real, fake, np.linalg.eigvalsh(root @ fake.covariance @ root))
 
@@ -172,7 +147,7 @@ def bias_curve(*, real: np.ndarray, fake: np.ndarray, seed: int = 0) -> Estimate
 
 
 def _transport(real: Statistics, fake: Statistics) -> _Transport:
-    _check(real, fake, allow_singular=False)
+    _check(real, fake)
     root = real.root
     values, vectors = np.linalg.eigh(root @ fake.covariance @ root)
     roots = np.sqrt(np.clip(values, 0, None))
@@ -191,12 +166,10 @@ def _distance(real: Statistics, fake: Statistics, product_values: np.ndarray) ->
     return max(0.0, float(step @ step + traces - 2 * np.sqrt(np.clip(product_values, 0, None)).sum()))
 
 
-def _check(real: Statistics, fake: Statistics, allow_singular: bool) -> None:
+def _check(real: Statistics, fake: Statistics) -> None:
     """A clear word in place of a number that would tell of the sample, not of the faces."""
     if real.mean.shape != fake.mean.shape:
         raise UserError(f"The two sides have {len(real.mean)} and {len(fake.mean)} features; a distance needs the same ones.")
-    if allow_singular:
-        return
     for role, side in (("real", real), ("fake", fake)):
         if side.rank == 0:
             raise UserError(f"All {side.count:,} {role} images have the same features: there is no distribution to measure.")

@@ -11,9 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mien.metrics.protocol import Estimate
-
-Z95 = 1.96
+from mien.metrics.protocol import Z95, Estimate
 
 
 def group_shares(*, real: np.ndarray, fake: np.ndarray, names: Sequence[str], asked: Sequence[str]) -> Estimate:

@@ -9,9 +9,8 @@ import numpy as np
 
 from mien.errors import UserError
 from mien.metrics.features import check_features
-from mien.metrics.protocol import Estimate
+from mien.metrics.protocol import Z95, Estimate
 
-Z95 = 1.959964
 BLOCK = 1024  # rows of the kernel matrix held at a time
 
 

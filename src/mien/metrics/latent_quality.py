@@ -11,13 +11,12 @@ from torch import Tensor
 
 from mien.metrics.face_sets import SEED_STRIDE
 from mien.metrics.features import check_features
-from mien.metrics.memorization import nearest, wilson
-from mien.metrics.protocol import Estimate
+from mien.metrics.memorization import nearest
+from mien.metrics.protocol import Z95, Estimate, wilson
 
 if TYPE_CHECKING:
     from mien.explore.load import LoadedGenerator
 
-Z95 = 1.959964
 BLOCK = 1024
 TWIN_QUANTILE = 0.01  # reals' nearest-neighbour distances: two samples nearer than this are twins
 COLLAPSED = 0.5  # of the reals' diversity
@@ -57,7 +56,7 @@ def twins(*, real: np.ndarray, fake: np.ndarray) -> Estimate:
     of_real, _ = nearest(real[:count], real[:count], same=True)
     of_fake, _ = nearest(fake[:count], fake[:count], same=True)
     hits = int((of_fake <= np.quantile(of_real, TWIN_QUANTILE)).sum())
-    low, high = wilson(hits, count)
+    low, high = wilson(hits / count, count)
     return Estimate(value=hits / count, low=low, high=high, interval="95 %, Wilson", details={"expected": TWIN_QUANTILE})
 
 

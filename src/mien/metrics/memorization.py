@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,14 +9,13 @@ import numpy as np
 
 from mien.errors import UserError
 from mien.metrics.features import check_features
-from mien.metrics.protocol import Estimate
+from mien.metrics.protocol import Estimate, wilson
 
 BLOCK = 1024
 CLOSE_QUANTILE = 0.01  # of the held-out distances: nearer than this is "close"
 CELLS = 10
 SURE = 0.001  # p below which the verdict speaks
 WORST = 20
-Z95 = 1.959964
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def memorization_from_features(*, fake: np.ndarray, training: np.ndarray, held_o
     median = float(np.median(of_held_out))
     order = np.argsort(of_fake, kind="stable")[:WORST]
     worst = [Pair(fake_names[i], training_names[partner[i]], float(of_fake[i]), float(of_fake[i]) / max(median, 1e-12)) for i in order]
-    low, high = wilson(near_fakes, len(fake))
+    low, high = wilson(near_fakes / len(fake), len(fake))
     details = {"expected": CLOSE_QUANTILE, "share_test_p": share_p, "origin_test_z": origin_z, "origin_test_p": origin_p,
                "held_out_share": origin_share, "held_out_share_expected": len(held_out) / (len(held_out) + len(training)),
                "distance_test_z": _rank_z(of_fake, of_held_out),
@@ -138,49 +136,3 @@ def _cell_test(fake: np.ndarray, training: np.ndarray, held_out: np.ndarray, of_
             share = float((where["t"] == cell).mean())
             total, weight = total + share * _rank_z(fakes, reals), weight + share
     return total / weight if weight else None
-
-
-def wilson(hits: int, count: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927)."""
-    share, z2 = hits / count, Z95**2
-    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = Z95 / (1 + z2 / count) * float(np.sqrt(share * (1 - share) / count + z2 / (4 * count**2)))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def find_duplicates(images: np.ndarray, names: Sequence[str], *, near: float = 0.02) -> list[tuple[str, str, float]]:
-    """Pairs (name, name, difference) of the same or nearly the same picture in uint8 [N, R, R, 3], the most alike first.
-
-    Each image is compared with its nearest one as a 16x16 grey thumbnail, standardised; the difference is their root mean square over
-    sqrt(2): 0 for the same picture, about 1 for unrelated ones, and `near` lets re-encoded or scaled copies through. Exact copies (equal
-    bytes) are all listed, each against the first, with difference 0.
-    """
-    first: dict[bytes, int] = {}
-    pairs: list[tuple[str, str, float]] = []
-    kept = []
-    for i, image in enumerate(images):
-        digest = hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=16).digest()
-        if digest in first:
-            pairs.append((names[first[digest]], names[i], 0.0))
-        else:
-            first[digest] = i
-            kept.append(i)
-    if len(kept) < 2:
-        return pairs
-    thumbnails = _thumbnails(images, np.array(kept))
-    distances, partner = nearest(thumbnails, thumbnails, same=True)
-    alike = distances / np.sqrt(2 * thumbnails.shape[1])
-    found = {(min(i, int(partner[i])), max(i, int(partner[i]))): float(alike[i]) for i in np.flatnonzero(alike < near).tolist()}
-    return pairs + [(names[kept[i]], names[kept[j]], d) for (i, j), d in sorted(found.items(), key=lambda item: item[1])]
-
-
-def _thumbnails(images: np.ndarray, which: np.ndarray) -> np.ndarray:
-    """[n, 256] float32: 16x16 grey means, each image with mean 0 and deviation 1 (flat ones: all 0)."""
-    rows = []
-    for start in range(0, len(which), BLOCK):
-        grey = np.asarray(images[which[start:start + BLOCK]], dtype=np.float32).mean(axis=3)
-        count, side = len(grey), grey.shape[1] // 16 * 16
-        small = grey[:, :side, :side].reshape(count, 16, side // 16, 16, side // 16).mean(axis=(2, 4)).reshape(count, -1)
-        small -= small.mean(axis=1, keepdims=True)
-        rows.append(small / np.maximum(small.std(axis=1, keepdims=True), 1e-3))
-    return np.concatenate(rows)
