@@ -5,18 +5,19 @@ import pathlib
 PACKAGE = pathlib.Path(__file__).parents[1] / "src" / "mien"
 PARTS = ("data", "models", "losses", "augment")
 MAY_IMPORT = {
-    "errors": (),
+    "errors": (), "whole": (),
     "config": ("errors", "fields", "sections"), "sections": ("errors", "fields"), "fields": ("errors",),
-    "rules": ("sections",), "runs": ("errors",),
+    "rules": ("sections",), "runs": ("errors", "whole"),
     "data": ("errors",), "models": ("errors",), "losses": ("errors",), "augment": ("errors",),
-    "engine": ("errors", "config", "fields", "rules", "sections", "runs", *PARTS),
+    "engine": ("errors", "config", "fields", "rules", "sections", "runs", "whole", *PARTS),
     "explore": ("errors", "runs", "models", "engine.checkpoint"),
-    "metrics": ("errors", "data", "models", "explore"),
+    "metrics": ("errors", "whole", "data", "models", "explore"),
     "reports": ("errors", "runs"),
     "presets": (), "__main__": ("apps",),   # data files; `python -m mien`
-    "apps": ("errors", "config", "fields", "rules", "sections", "runs", *PARTS, "engine", "explore", "metrics", "reports"),
+    "apps": ("errors", "config", "fields", "rules", "sections", "runs", "whole", *PARTS, "engine", "explore", "metrics", "reports"),
 }
-LIGHT = ("__init__", "errors", "fields", "rules", "sections", "config", "runs", "reports", "apps.__init__", "apps.cli")     # without torch
+LIGHT = ("__init__", "errors", "whole", "fields", "rules", "sections", "config", "runs", "reports", "apps.__init__",    # without torch
+         "apps.cli")
 HEAVY = ("torch", "torchvision", "scipy")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from mien.errors import UserError
+from mien.whole import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,32 +29,6 @@ STALE_AFTER_S = 600  # a "running" status older than this on another machine is 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` so that a reader sees the old file or the whole new one, never a part."""
     write_text(path, json.dumps(value, indent=1) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text` so that a reader sees the old file or the whole new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-
-
-def replace(source: Path, target: Path) -> None:
-    """os.replace, patient on Windows: there a file that someone is reading cannot be replaced until it is closed."""
-    for _ in range(50 if os.name == "nt" else 0):
-        try:
-            os.replace(source, target)
-            return
-        except PermissionError:
-            time.sleep(0.02)
-    os.replace(source, target)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -5,8 +5,8 @@ A file is named by all it depends on: the snapshot's sha256, the judge's, the st
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from mien.explore.load import LoadedGenerator
 from mien.explore.sample import attribute_rows, render
 from mien.metrics.cache import cache_folder, content_key
 from mien.metrics.judge import Judge
+from mien.whole import whole_file
 
 TRAIN_FACES = 8000  # reals an encoder learns from
 HELD_OUT = 400  # faces a calibration takes
@@ -112,14 +113,9 @@ def _save(path: Path, made: Witness) -> None:
     """Kept for the next time; a folder that cannot be written to is done without."""
     tensors = {f"encoder.{name}": value for name, value in made.encoder.state_dict().items()}
     tensors |= {f"calibration.{name}": value for name, value in made.calibration.tensors().items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    with contextlib.suppress(OSError), whole_file(path) as temporary:
         save_file(plain, temporary, metadata={"options": json.dumps(made.encoder.options), "source": made.source})
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
 
 
 def _load(path: Path, generator: LoadedGenerator) -> Witness | None:

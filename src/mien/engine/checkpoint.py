@@ -22,7 +22,8 @@ from mien.data.store import file_sha256
 from mien.errors import UserError
 from mien.models.catalogue import Discriminator, Generator, build_discriminator, build_generator
 from mien.models.growth import grown_generator
-from mien.runs import Run, replace, write_json
+from mien.runs import Run, write_json
+from mien.whole import replace
 
 CHECKPOINT_FORMAT = "mien-checkpoint/1"
 SNAPSHOT_FORMAT = "mien-generator/1"

@@ -22,6 +22,7 @@ from mien.models.catalogue import Generator
 from mien.models.latents import chosen, latents
 from mien.models.layers import Spectral
 from mien.runs import Run, kimg_name
+from mien.whole import whole_file
 
 MOST = 48  # saved averages that a run keeps: the thinnest spread that still resolves a twentieth of it
 BINS = 4096  # a run is cut into so many stretches for the least squares
@@ -78,17 +79,14 @@ def coefficients(profiles: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, 
 
 def save(run: Run, averages: Mapping[str, Generator], nimg: int) -> None:
     """RUN/posthoc/NNNNNNkimg.safetensors: every average, as 'SIGMA/NAME'; kernels in half the bits. Keeps the run within MOST files."""
-    folder = run.path / "posthoc"
-    folder.mkdir(exist_ok=True)
     tensors = {}
     for sigma, net in averages.items():
         for name, tensor in net.state_dict().items():
             small = tensor.is_floating_point() and tensor.ndim > 1
             tensors[f"{sigma}/{name}"] = (tensor.half() if small else tensor).detach().cpu().contiguous()
-    path = folder / f"{kimg_name(nimg)}.safetensors"
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file(tensors, temporary)
-    temporary.replace(path)
+    path = run.path / "posthoc" / f"{kimg_name(nimg)}.safetensors"
+    with whole_file(path) as temporary:
+        save_file(tensors, temporary)
     there = run.posthoc()
     while len(there) > MOST:  # the one whose neighbours are nearest to each other is missed least
         gaps = [there[i + 1][0] - there[i - 1][0] for i in range(1, len(there) - 1)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from PIL import Image
 from mien.models.latents import chosen, latents
 from mien.models.pictures import PADDING_PX, grid, to_uint8
 from mien.runs import Run, kimg_name, write_json
+from mien.whole import whole_file
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -62,9 +62,8 @@ def render(net: torch.nn.Module, z: torch.Tensor, attributes: torch.Tensor, devi
 
 
 def save_png(picture: Image.Image, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    picture.save(temporary, format="PNG")
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        picture.save(temporary, format="PNG")
 
 
 class SampleGrid:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from mien.whole import whole_file
 
 VARIABLE = "MIEN_CACHE"
 
@@ -48,11 +51,6 @@ def cached(key: str, compute: Callable[[], np.ndarray], *, use: bool = True) -> 
             pass
     array = compute()
     if use:
-        temporary = path.with_name(f".{key}.{os.getpid()}.npy")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(temporary, array)
-            os.replace(temporary, path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError), whole_file(path) as temporary, open(temporary, "wb") as file:
+            np.save(file, array)
     return array, False

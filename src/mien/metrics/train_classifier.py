@@ -30,6 +30,7 @@ from mien.metrics.calibration import fit_platt
 from mien.metrics.classifier_scores import reliability_figure, validation_scores
 from mien.metrics.classifier_views import STRESSES, random_views
 from mien.models.classifier import INPUT_PX, FaceClassifier, load_classifier, prepare_images, save_classifier
+from mien.whole import write_bytes
 
 WATCHED = ("Male", "Smiling", "Eyeglasses")
 SEEDS = 2**64  # torch takes no larger ones
@@ -143,22 +144,13 @@ class Training:
         self.optimizer.load_state_dict(state)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-
-
 def save_state(training: Training, out: Path) -> None:
     """The tensors under a name of their own, then state.json that points at them: a kill in between leaves the older state."""
     name = f"state-{training.step:08d}.safetensors"
     content = save(training.tensors())
-    write_atomically(out / name, content)
+    write_bytes(out / name, content)
     record = {"step": training.step, "loss_sum": training.loss_sum, "file": name, "sha256": hashlib.sha256(content).hexdigest()}
-    write_atomically(out / "state.json", json.dumps(record).encode())
+    write_bytes(out / "state.json", json.dumps(record).encode())
     for old in out.glob("state-*.safetensors"):
         if old.name != name:
             old.unlink()
@@ -296,7 +288,7 @@ def begin(out: Path, faces: Faces, recipe: Recipe, initial: Path | None, device:
     machine = {"device": device, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "processor": platform.machine(),
                "torch": str(torch.__version__)}
     record = {"format": "mien-classifier-training/1", **fixed, "data": faces.store.path.name, "machine": machine}
-    write_atomically(out / "config.json", json.dumps(record, indent=1).encode())
+    write_bytes(out / "config.json", json.dumps(record, indent=1).encode())
 
 
 def finish(training: Training, faces: Faces, out: Path) -> Path:

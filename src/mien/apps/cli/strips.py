@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mien.errors import UserError
-from mien.runs import write_text
+from mien.whole import whole_file, write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,16 +52,10 @@ def check_file(path: Path, option: str = "--out") -> None:
 
 def save_picture(picture: Any, path: Path) -> None:
     """A PIL picture as .png; the folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.png")
-    try:
-        picture.save(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as temporary:
+        picture.save(temporary, format="PNG")
 
 
 def save_text(text: str, path: Path) -> None:
     """A text file; the folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text + "\n")
