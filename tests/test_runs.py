@@ -50,14 +50,6 @@ def test_rewind_drops_what_will_be_said_again(run):
     assert [record["nimg"] for record in run.scalars()] == [10, 20]
 
 
-def test_frames(run):
-    assert run.metrics_frame().empty
-    run.append("scalars", 10, loss_d=1.0)
-    run.append("scalars", 20, loss_g=2.0)
-    frame = run.scalars_frame()
-    assert list(frame.index) == [10, 20] and frame["loss_g"].iloc[1] == 2.0
-
-
 def test_a_running_status_of_a_dead_process_is_interrupted(run):
     run.write_status(state="running", nimg=1, total_nimg=2)
     assert run.status["state"] == "running"

@@ -10,13 +10,10 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from mien.errors import UserError
 from mien.whole import write_text
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 FORMAT = "mien-run/1"
 REALS_OWN = "the reals' own"  # conditions drawn as the reference has them
@@ -217,20 +214,6 @@ class Run:
         kept = [record for record in told if record.get("nimg", 0) <= nimg]
         if len(kept) < len(told):
             write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
-
-    def scalars_frame(self) -> pd.DataFrame:
-        """scalars.jsonl as a data frame indexed by nimg."""
-        return self._frame(self.scalars())
-
-    def metrics_frame(self) -> pd.DataFrame:
-        """metrics.jsonl as a data frame indexed by nimg (protocol and details stay objects)."""
-        return self._frame(self.metrics())
-
-    @staticmethod
-    def _frame(records: list[dict[str, Any]]) -> pd.DataFrame:
-        import pandas as pd
-
-        return pd.DataFrame(records, columns=None if records else ["nimg"]).set_index("nimg")
 
     # --- knobs turned by hand -----------------------------------------------------------------------------------------
 

@@ -74,16 +74,6 @@ def test_the_two_sides_share_one_policy_not_one_draw():
     assert not torch.equal(augment(images, 1.0), augment(images, 1.0))
 
 
-def test_strength_scales_the_change():
-    images = pictures(1000)
-    changes = []
-    for strength in (0.0, 0.5, 1.0):
-        torch.manual_seed(0)
-        changes.append((Augment(["brightness"], strength=strength)(images, 1.0) - images).abs().mean().item())
-    assert changes[0] == 0 and changes[1] == pytest.approx(changes[2] / 2, rel=1e-3)
-    assert changes[2] == pytest.approx(0.25, rel=0.05)
-
-
 def test_names_presets_and_order():
     assert Augment(["full"]).names == tuple(AUGMENT_OPS)
     assert Augment(["cutout", "light", "flip", "brightness"]).names == (

@@ -50,11 +50,6 @@ class Face:
     eyes: int
     hits: int  # overlapping detections: how sure the cascade is
 
-    @property
-    def tilt_degrees(self) -> float:
-        """How far the head leans, clockwise."""
-        return float(np.degrees(np.angle(self.frame_to_photo[0])))
-
 
 @dataclass(frozen=True)
 class Aligned:

@@ -33,7 +33,6 @@ class Augment:
     """Applies each operation to each sample with probability p: augment(images [N, 3, R, R] in [-1, 1], p) -> the same shape.
 
     operations  names of AUGMENT_OPS, each at most once, or of AUGMENT_PRESETS; applied in AUGMENT_OPS' order
-    strength    scales the range of each operation's change; 1 is the range its docstring states
 
     Why it does not leak into G's images: with probability p a sample is changed, so an operation is (1 - p) identity + p change.
     Below p = 1/2 the identity outweighs any change, the mixture has an inverse, and augmented reals and fakes are alike only if
@@ -43,14 +42,13 @@ class Augment:
     p = 0 returns the images bit for bit. Raises UserError for a name that does not exist.
     """
 
-    def __init__(self, operations: Sequence[str], *, strength: float = 1.0):
+    def __init__(self, operations: Sequence[str]):
         names = {part for name in operations for part in AUGMENT_PRESETS.get(name, (name,))}
         known = (*AUGMENT_OPS, *AUGMENT_PRESETS)
         for name in names:
             if name not in AUGMENT_OPS:
                 raise UserError(f"no augmentation {name!r}; there are {', '.join(known)}.{did_you_mean(name, known)}")
         self.names = tuple(name for name in AUGMENT_OPS if name in names)
-        self.strength = strength
 
     def __call__(self, images: Tensor, p: float | Tensor) -> Tensor:
         """p: probability in [0, 1], a float or a 0-d tensor (which stays on its device)."""
@@ -60,9 +58,9 @@ class Augment:
         touched = torch.zeros(len(images), 1, 1, 1, dtype=torch.bool, device=images.device)
         for name in self.names:
             chosen = torch.rand(touched.shape, device=images.device) < p  # [N, 1, 1, 1]
-            images = AUGMENT_OPS[name](images, chosen * self.strength)
+            images = AUGMENT_OPS[name](images, chosen.float())
             touched = touched | chosen
         return torch.where(touched, images, plain)  # an amount of 0 changes a sample by rounding; this does not
 
     def __repr__(self) -> str:
-        return f"Augment({', '.join(self.names)}; strength {self.strength:g})"
+        return f"Augment({', '.join(self.names)})"

@@ -64,12 +64,6 @@ class PyramidLoader:
                                       device=self.device, weights=self._weights)  # fmt: skip
         return self._loader
 
-    def indices(self, position: int, count: int) -> np.ndarray:
-        return self._now().indices(position, count)
-
-    def flips(self, position: int, count: int) -> np.ndarray:
-        return self._now().flips(position, count)
-
     def batch(self, position: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """As FaceLoader.batch, at the pyramid's present size: images [count, 3, R, R], attributes [count, A]."""
         images, attributes = self._now().batch(position, count)

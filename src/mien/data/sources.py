@@ -62,10 +62,10 @@ class Source:
             self.splits = hash_splits(self.names)
 
 
-def hash_splits(names: Sequence[str], *, seed: int = 0) -> np.ndarray:
-    """uint8 [n]: 0 (train) for nine tenths and 1 (val) for one tenth of the names, by sha256 of 'seed/name'. Joining or leaving out other
+def hash_splits(names: Sequence[str]) -> np.ndarray:
+    """uint8 [n]: 0 (train) for nine tenths and 1 (val) for one tenth of the names, by sha256 of '0/name'. Joining or leaving out other
     images never moves one from a split to the other."""
-    digests = (hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogateescape")).digest() for name in names)
+    digests = (hashlib.sha256(f"0/{name}".encode("utf-8", "surrogateescape")).digest() for name in names)
     return np.array([int.from_bytes(digest[:8], "big") < 2**64 // 10 for digest in digests], np.uint8)
 
 

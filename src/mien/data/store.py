@@ -89,10 +89,10 @@ class FaceStore:
         rows = self.attributes[self.indices(split)][:, self.columns(names)]
         return [(combination, count / len(rows)) for combination, count in combination_table(rows)]
 
-    def source_of(self, index: int) -> str:
-        """The name of the source that image `index` came from."""
+    def source_of(self, indices: int | np.ndarray) -> np.ndarray:
+        """The names of the sources that these images came from, in the shape of `indices`."""
         ends = np.cumsum([source["count"] for source in self.manifest["source"]])
-        return self.manifest["source"][int(np.searchsorted(ends, index, side="right"))]["name"]
+        return np.array([source["name"] for source in self.manifest["source"]])[np.searchsorted(ends, indices, side="right")]
 
 
 def open_store(path: str | Path) -> FaceStore:

@@ -29,6 +29,7 @@ from mien.models.pictures import to_uint8
 ORDERS = ("gain", "both", "weight")
 WATCHED = ("eyes", "mouth", "hair")  # parts that a side effect is measured on, beside the target
 ROWS = 256  # faces in one pass
+POSITIONS = 60_000  # that a regression takes
 PLACES = {  # where a judged attribute shows; the others show in no one place
     **dict.fromkeys(("Eyeglasses", "Bags_Under_Eyes", "Arched_Eyebrows", "Bushy_Eyebrows"), "glasses"), "Narrow_Eyes": "eyes",
     **dict.fromkeys(("Smiling", "Mouth_Slightly_Open", "Wearing_Lipstick", "Big_Lips", "Mustache", "Goatee"), "mouth"),
@@ -156,15 +157,15 @@ class Outcome:
 # Ranking
 
 
-def logistic_weights(activation: Tensor, masks: Tensor, *, most: int = 60_000, seed: int = 0) -> Tensor:
+def logistic_weights(activation: Tensor, masks: Tensor) -> Tensor:
     """[C]: the weights of a logistic regression of positions' standardised activations [N, C, H, W] against masks [N, H, W] in 0..1.
 
-    Both classes weigh the same; ridge penalty 1e-3; at most `most` positions, drawn by `seed`. Raises UserError when all positions are
-    inside, or all outside.
+    Both classes weigh the same; ridge penalty 1e-3; at most POSITIONS, drawn at random. Raises UserError when all positions are inside, or
+    all outside.
     """
     x, y = activation.movedim(1, -1).flatten(0, -2), masks.flatten()
-    if len(x) > most:
-        rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:most].to(x.device)
+    if len(x) > POSITIONS:
+        rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:POSITIONS].to(x.device)
         x, y = x[rows], y[rows]
     if not 0 < y.mean() < 1:
         raise UserError("The faces drawn all have it, or none has: nothing tells its channels apart. Draw more, or hold no attribute.")

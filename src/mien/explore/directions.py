@@ -186,14 +186,13 @@ def mean_inputs(sample: Sample, where: dict[str, int]) -> tuple[np.ndarray, np.n
 # By the generator alone
 
 
-def principal_directions(generator: LoadedGenerator, count: int, *, faces: int = 4000, seed: int = 0,
-                         layer: str | None = None) -> list[Fit]:
-    """GANSpace (Härkönen et al. 2020, arXiv:2004.02546, section 2.2), first `count`: principal components of a layer's activations
-    (the first layer when None), carried back to z by least squares of z on their coordinates, the condition regressed out before.
+def principal_directions(generator: LoadedGenerator, count: int, *, faces: int = 4000, seed: int = 0) -> list[Fit]:
+    """GANSpace (Härkönen et al. 2020, arXiv:2004.02546, section 2.2), first `count`: principal components of the first layer's
+    activations, carried back to z by least squares of z on their coordinates, the condition regressed out before.
     """
     from sklearn.decomposition import PCA
 
-    layer = layer or layer_names(generator.net)[0]
+    layer = layer_names(generator.net)[0]
     z, attributes = population(generator, faces, seed=seed)
     parts = []
     for some in zip(z.split(CHUNK), attributes.split(CHUNK)):

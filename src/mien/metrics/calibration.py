@@ -8,6 +8,7 @@ import numpy as np
 
 PRIOR_PRECISION = np.array([1.0, 0.01])     # Gaussian prior around scale 1, bias 0: keeps an attribute that hardly occurs from running away
 BINS = 15
+DRAWS = 20
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -63,8 +64,8 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int =
     return np.nansum(count * np.abs(mean - share), axis=1) / len(probabilities)
 
 
-def calibration_floor(probabilities: np.ndarray, *, draws: int = 20, seed: int = 0, bins: int = BINS) -> np.ndarray:
+def calibration_floor(probabilities: np.ndarray) -> np.ndarray:
     """The error [A] that perfectly calibrated probabilities would show with this many images, by drawing the labels from them."""
-    generator = np.random.default_rng(seed)
-    drawn = (generator.random(probabilities.shape) < probabilities for _ in range(draws))
-    return np.mean([calibration_error(probabilities, labels, bins) for labels in drawn], axis=0)
+    generator = np.random.default_rng(0)
+    drawn = (generator.random(probabilities.shape) < probabilities for _ in range(DRAWS))
+    return np.mean([calibration_error(probabilities, labels) for labels in drawn], axis=0)

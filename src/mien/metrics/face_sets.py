@@ -167,12 +167,11 @@ def floor_indices(store: FaceStore, reference: np.ndarray, attribute_names: Sequ
 
 def _same_sources(store: FaceStore, reference: np.ndarray) -> np.ndarray:
     """Indices of all images whose source gave some of the reference."""
-    sources = store.manifest.get("source")
-    if not sources:
-        return np.arange(len(store))
-    ends = np.cumsum([source["count"] for source in sources])
-    source_of = np.searchsorted(ends, np.arange(len(store)), side="right")
-    return np.flatnonzero(np.isin(source_of, np.unique(source_of[reference])))
+    every = np.arange(len(store))
+    if not store.manifest.get("source"):
+        return every
+    names = store.source_of(every)
+    return every[np.isin(names, names[reference])]
 
 
 def _codes(rows: np.ndarray) -> np.ndarray:

@@ -27,14 +27,11 @@ IN_BF16 = ("face", "pixels", "random")  # the first was shown to give the same s
 class Extractor:
     """A feature space. Called with uint8 [N, 3, R, R] on any device, it returns float32 [N, F] on the CPU.
 
-    note: what the features are, for people. weights_sha256: of the weights file (None: there are no weights).
-    precision: of the convolutions.
+    weights_sha256: of the weights file (None: there are no weights). precision: of the convolutions.
     """
 
     name: str
-    dimensions: int
     weights_sha256: str | None
-    note: str
     device: str
     net: Callable[[Tensor], Tensor | np.ndarray]
     float_net: nn.Module | None = None  # torchvision-inception only: the network torcheval is given, float [N, 3, R, R] in 0..1
@@ -107,40 +104,37 @@ def _face(device: str, weights: Path | None) -> Extractor:
     from mien.metrics.judge import load_judge
 
     judge = load_judge(weights, device=device)
-    note = "mien's own face classifier, before its head"
-    return Extractor("face", judge.feature_size, judge.weights_sha256, note, device, judge.features)
+    return Extractor("face", judge.weights_sha256, device, judge.features)
 
 
 def _inception(device: str, weights: Path | None) -> Extractor:
     path = backbones.find_inception(weights)
     net = backbones.inception(path).to(device)
-    return Extractor("inception", 2048, file_sha256(path), "the FID Inception of 2015-12-05, pool 3", device, lambda images: net(images)[0])
+    return Extractor("inception", file_sha256(path), device, lambda images: net(images)[0])
 
 
 def _inception_768(device: str, weights: Path | None) -> Extractor:
     path = backbones.find_partial_inception(weights)
     net = backbones.InceptionToMixed6e(path).to(device)
-    note = "the FID Inception of 2015-12-05 up to Mixed_6e, fp16 weights; not FID's features"
-    return Extractor("inception-768", 768, file_sha256(path), note, device, net)
+    return Extractor("inception-768", file_sha256(path), device, net)
 
 
 def _torchvision_inception(device: str, weights: Path | None) -> Extractor:
     path = backbones.find_torchvision_inception(weights)
     net = backbones.torchvision_inception(path).to(device)
-    note = "torchvision's ImageNet Inception fed as torcheval feeds it; not FID's features"
-    return Extractor("torchvision-inception", 2048, file_sha256(path), note, device, lambda images: net(images.float() / 255), net)
+    return Extractor("torchvision-inception", file_sha256(path), device, lambda images: net(images.float() / 255), net)
 
 
 def _imagenet(device: str, weights: Path | None) -> Extractor:
     net, path = backbones.efficientnet_lite0(weights)
-    return Extractor("imagenet", 1280, file_sha256(path), "EfficientNet-Lite0 trained on ImageNet, pooled", device, net.to(device))
+    return Extractor("imagenet", file_sha256(path), device, net.to(device))
 
 
 def _pixels(device: str, weights: Path | None) -> Extractor:
     def net(images: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(images.float() / 255, 8).flatten(1)  # [N, 3 * 8 * 8]
 
-    return Extractor("pixels", 192, None, "8x8 means of the pixels, for tests", device, net)
+    return Extractor("pixels", None, device, net)
 
 
 class RandomNet(nn.Module):
@@ -163,7 +157,7 @@ class RandomNet(nn.Module):
 
 
 def _random(device: str, weights: Path | None) -> Extractor:
-    return Extractor("random", 64, None, "a small network with random weights of a fixed seed, for tests", device, RandomNet().to(device))
+    return Extractor("random", None, device, RandomNet().to(device))
 
 
 EXTRACTORS: dict[str, Callable[[str, Path | None], Extractor]] = {
