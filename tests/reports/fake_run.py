@@ -162,7 +162,8 @@ def control_lines(nimg: int, line: Callable[..., dict]) -> list[dict]:
         "explained": -0.43,
     }
     each = {
-        name: {"accuracy": a, "low": a - 0.01, "high": a + 0.01, "asked_1": a + 0.01, "asked_0": a - 0.01, "reals": r}
+        name: {"accuracy": a, "low": a - 0.01, "high": a + 0.01, "asked_1": a + 0.01, "asked_0": a - 0.01, "reals": r,
+               "confusion": {"asked 0": [960, 40], "asked 1": [40, 960]}}
         for name, a, r in (("Male", 0.964, 0.978), ("Smiling", 0.918, 0.924))
     }
     names = [f"Male={m},Smiling={s}" for m in (0, 1) for s in (0, 1)]
@@ -178,7 +179,10 @@ def control_lines(nimg: int, line: Callable[..., dict]) -> list[dict]:
             0.941,
             0.005,
             0.951,
-            attributes=each,
+            attributes=list(each),
+            accuracy={name: row["accuracy"] for name, row in each.items()},
+            ceiling={name: row["reals"] for name, row in each.items()},
+            per_attribute=each,
             combinations=combinations,
             sweep=sweep,
             latents=1000,
@@ -192,14 +196,15 @@ def control_lines(nimg: int, line: Callable[..., dict]) -> list[dict]:
             0.052,
             0.004,
             0.006,
-            asked=["Male", "Smiling"],
+            attributes=["Male", "Smiling"],
             judged=JUDGED,
             leakage=leakage,
+            standard_error=[[0.01] * len(JUDGED)] * 2,
             effect=EFFECT,
             explained_by_data=EXPLAINED,
             leaks=[leak],
         ),
-        line(nimg, "identity", 0.36, 0.02, None, attributes={"Male": 0.51, "Smiling": 0.21}),
+        line(nimg, "identity", 0.36, 0.02, None, per_attribute={"Male": 0.51, "Smiling": 0.21}),
     ]
 
 

@@ -15,7 +15,7 @@ from fake_run import CELL, face, make_run, write_jsonl
 from PIL import Image
 
 from mien.errors import UserError
-from mien.reports.findings import command, headline, scores, time_s, verdict
+from mien.reports.findings import command, headline, scores, time_s, title, verdict
 from mien.reports.report import render
 from mien.runs import Run
 
@@ -96,7 +96,7 @@ def test_every_picture_is_described_and_every_heading_in_order(page):
 
 def test_all_the_parts_are_there(page):
     text = Tree(page).text
-    for title in (
+    for part in (
         "Samples",
         "Scores",
         "Attribute control",
@@ -107,7 +107,7 @@ def test_all_the_parts_are_there(page):
         "How to reproduce",
         "Event log",
     ):
-        assert title.lower() in text.lower()
+        assert part.lower() in text.lower()
     assert "mien train data/celeba64 --preset watched --images 600k --seed 0" in text
     assert "−0.38" in text and "no sign of copying" in text
 
@@ -156,8 +156,8 @@ def test_names_and_messages_are_escaped(tmp_path):
             "combinations": {bad: {bad: 1.0}},
             "rare_combinations": [{"combination": bad}],
         }
-    metrics[-3]["details"]["attributes"] = metrics[-1]["details"]["attributes"] = {bad: {"accuracy": 1.0}}
-    metrics[-2]["details"] |= {"asked": [bad, "b"], "judged": [bad, *metrics[-2]["details"]["judged"][1:]]}
+    metrics[-3]["details"]["per_attribute"] = metrics[-1]["details"]["per_attribute"] = {bad: {"accuracy": 1.0}}
+    metrics[-2]["details"] |= {"attributes": [bad, "b"], "judged": [bad, *metrics[-2]["details"]["judged"][1:]]}
     write_jsonl(path / "metrics.jsonl", [*metrics, {**metrics[0], "metric": bad}])
     architecture = json.loads((path / "architecture.json").read_text())
     architecture["generator"][0] |= {"name": bad, "kind": bad}
@@ -199,13 +199,13 @@ BROKEN = {
                 "nimg": 1,
                 "metric": "leakage",
                 "value": 0.5,
-                "details": {"asked": ["a"], "judged": ["b"], "leakage": [[1], 2], "leaks": [3]},
+                "details": {"attributes": ["a"], "judged": ["b"], "leakage": [[1], 2], "leaks": [3]},
             },
             {
                 "nimg": 1,
                 "metric": "control",
                 "value": 0.5,
-                "details": {"attributes": ["a"], "combinations": {"a": 3}, "sweep": {"a": [[1], 2]}},
+                "details": {"per_attribute": ["a"], "combinations": {"a": 3}, "sweep": {"a": [[1], 2]}},
             },
             {"nimg": 1, "metric": "identity", "value": 0.5, "details": 3},
             {"metric": "fid"},
@@ -321,3 +321,39 @@ def test_cells_are_cut_where_they_are(finished, page):
     strip_shown = next(picture for picture in shown(page) if picture.shape == (CELL, 8 * (CELL + 2) - 2, 3))
     assert np.array_equal(strip_shown[:, :CELL], grid[2 : 2 + CELL, 2 : 2 + CELL])
     assert np.array_equal(strip_shown[:, CELL + 2 : 2 * CELL + 2], grid[2 : 2 + CELL, 4 + CELL : 4 + 2 * CELL])
+
+
+def test_what_the_metrics_write_of_control_is_what_the_page_reads(tmp_path):
+    """Real scores, not drawn ones: each of their tables is on the page, and the drawn run's lines have their keys."""
+    from mien.metrics.attribute_control import Answers, control_scores
+
+    rng, names = np.random.default_rng(0), ["Male", "Smiling"]
+    conditions = rng.integers(0, 2, (60, 2))
+    on, off = np.full((2, 60, 3), 0.1), np.full((2, 60, 3), 0.1)
+    on[[0, 1], :, [0, 1]] = 0.9
+    on[0, :15, 0] = 0.2  # a quarter of the men asked for are not seen
+    answers = Answers((0, 1), on[0], off, on, np.stack([np.full(60, 0.7), np.full(60, 0.3)]), 1.0, conditions)
+    real = {"real_attributes": conditions, "real_probabilities": np.column_stack([conditions, 1 - conditions[:, :1]]).astype(float)}
+    measured = control_scores(answers, asked=names, judged=[*names, "Young"], **real)
+    path = make_run(tmp_path / "run", total=20_000, tick=1_000, pictures=False)
+    drawn = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    for line in drawn:
+        if line["metric"] in measured:
+            assert set(line["details"]) >= {"interval", *measured[line["metric"]][0].details}
+    lines = [
+        {"nimg": 20_000, "metric": metric, "value": estimate.value, "low": estimate.low, "high": estimate.high, "floor": floor,
+         "details": estimate.details} for metric, (estimate, floor) in measured.items()
+    ]  # fmt: skip
+    write_jsonl(path / "metrics.jsonl", lines)
+    text = "".join(Tree(render(Run.open(path))).text.split())
+    assert "Accuracyofeachattributeaskedfor" in text and "Male87.5%75.0%100.0%100.0%" in text
+    assert "Identitybyattribute" in text and "Male0.700Smiling0.300" in text
+    assert "Outlined:theattributeitself" in text  # the leakage matrix
+
+
+@pytest.mark.parametrize(("metric", "said"), [("fid", "FID"), ("recall", "Recall"), ("recall-face", "Recall, face features"),
+                                              ("fd-inception-768", "Fréchet distance, inception-768 features"),
+                                              ("fd-infinite-face", "Fréchet distance at infinite N, face features"),
+                                              ("path-length", "Path length"), ("another-face", "another-face")])  # fmt: skip
+def test_a_metric_is_titled_with_the_features_it_was_measured_in(metric, said):
+    assert title(metric) == said

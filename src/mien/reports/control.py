@@ -23,7 +23,7 @@ def control(all_scores: Sequence[Score]) -> Html:
 
 
 def _accuracy(score: Score) -> Html:
-    of_each = {str(name): as_object(said) for name, said in as_object(score.details.get("attributes")).items()}
+    of_each = {str(name): as_object(said) for name, said in as_object(score.details.get("per_attribute")).items()}
     reals = (
         f"; the judge is right on {score.floor:.1%} of real images, which is the most to be asked for" if score.floor is not None else ""
     )
@@ -77,7 +77,8 @@ def _rare(found: Any) -> Html:
 def _leakage(score: Score) -> Html:
     """The named leaks, then the matrix: asked by judged, the attributes asked for and the most moved first."""
     said = score.details
-    asked, judged = ([str(name) for name in given] if isinstance(given := said.get(what), list) else [] for what in ("asked", "judged"))
+    names = (said.get("attributes"), said.get("judged"))
+    asked, judged = ([str(name) for name in given] if isinstance(given, list) else [] for given in names)
     floor = f"; noise alone would give {number(score.floor)}" if score.floor is not None else ""
     size = f"{number(score.value)}{_interval(score, percent=False)}{floor}"
     lead = f"Mean leakage {size}: how far the other attributes move when one is switched, beyond "
@@ -136,7 +137,7 @@ def _square(given: Any, rows: int, columns: int) -> list[list[float | None]]:
 
 
 def _identity(score: Score) -> Html:
-    rows = [[name, number(value)] for name, value in as_object(score.details.get("attributes")).items()]
+    rows = [[name, number(value)] for name, value in as_object(score.details.get("per_attribute")).items()]
     size = f"{number(score.value)}{_interval(score, percent=False)}"
     note = f"{size}: how far a face moves when an attribute is switched, as a share of the distance "
     return join(

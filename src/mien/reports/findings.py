@@ -19,9 +19,11 @@ from mien.reports.page import duration, images, number
 from mien.runs import Run, most_told, protocol_key
 
 TITLES = {
-    "fd-face": "Fréchet distance, face features",
+    "fd": "Fréchet distance",
+    "fd-infinite": "Fréchet distance at infinite N",
+    "fd-torcheval": "Fréchet distance as torcheval's",
     "fid": "FID",
-    "kid-face": "KID, face features",
+    "kid": "KID",
     "precision": "Precision",
     "recall": "Recall",
     "density": "Density",
@@ -84,7 +86,10 @@ def scores(run: Run) -> list[Score]:
 
 
 def title(metric: str) -> str:
-    return TITLES.get(metric, metric)
+    """'FID'; 'Recall, face features' of recall-face; a metric that is not known by its own name."""
+    name = max((known for known in TITLES if f"{metric}-".startswith(f"{known}-")), key=len, default=metric)
+    features = metric[len(name) + 1 :]
+    return TITLES.get(name, name) + (f", {features} features" if features else "")
 
 
 def direction(metric: str) -> int:
