@@ -62,7 +62,7 @@ class Rule:
 RULES = (
     Rule("D too strong", (Limit("accuracy_d", above=0.93, back=0.88), Limit("fooling_rate", below=0.02, back=0.05)),
          "D tells reals from fakes without effort, so G learns little from it."),
-    Rule("G too strong", (Limit("accuracy_d", below=0.59, back=0.62),), "D cannot tell reals from fakes, so it teaches G nothing."),
+    Rule("G too strong", (Limit("accuracy_d", below=0.58, back=0.61),), "D cannot tell reals from fakes, so it teaches G nothing."),
     Rule("D memorising", (Limit("holdout_gap_smooth", above=0.5, back=0.35), Limit("accuracy_d", above=0.65, back=0.62)),
          "D takes held-out reals for fakes: it knows the training images by heart."),
     Rule("mode collapse", (Limit("diversity_pixels", below=0.35, back=0.5),), "All faces of G look alike.", grace=4.0),
