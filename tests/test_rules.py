@@ -26,7 +26,7 @@ def store(tmp_path_factory):
 
 @pytest.mark.parametrize("preset, size, gamma", [
     ("style64", 64, 0.0256), ("style64", 128, 0.1024), ("style64", 256, 0.4096), ("r3-64", 64, 2), ("r3-64", 256, 150),
-    ("best128", 128, 17.3), ("fast64", 64, 0.2),
+    ("r3-64", 128, 17.3), ("best128", 128, 0.1024), ("fast64", 64, 0.2),
 ])  # fmt: skip
 def test_gamma_is_what_the_sources_used(preset, size, gamma):
     config = settle(resolve(preset, ["regularizer.r1.gamma=auto"]).config, size)[0]
@@ -66,5 +66,5 @@ def test_a_run_writes_the_number_down_and_keeps_it_when_it_is_made_longer(store,
 
 
 def test_the_command_shows_the_number_and_the_rule():
-    shown = CliRunner().invoke(app, ["presets", "best128", "--size", "128"]).output
+    shown = CliRunner().invoke(app, ["presets", "r3-64", "--size", "128"]).output
     assert "17.32" in shown and "2 x (128 / 64)^3.114" in shown
