@@ -12,7 +12,7 @@ MAY_IMPORT = {
     "engine": ("errors", "config", "fields", "rules", "sections", "runs", "whole", *PARTS),
     "explore": ("errors", "runs", "models", "engine.checkpoint"),
     "metrics": ("errors", "whole", "data", "models", "explore"),
-    "reports": ("errors", "runs"),
+    "reports": ("errors", "config", "runs"),
     "presets": (), "__main__": ("apps",),   # data files; `python -m mien`
     "apps": ("errors", "config", "fields", "rules", "sections", "runs", "whole", *PARTS, "engine", "explore", "metrics", "reports"),
 }

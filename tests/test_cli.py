@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from mien import __version__
 from mien.apps.cli import console, doctor, main
 from mien.apps.cli.main import COMMANDS, PLACES, app
+from mien.apps.cli.run import describe
 from mien.runs import Run, write_json
 
 HEAVY = ("torch", "numpy", "pandas", "pydantic", "rich", "matplotlib", "PIL")
@@ -285,6 +286,8 @@ def test_runs_shows_state_progress_and_best_score(run, tmp_path):
     assert row["best"] == {"metric": "fd-face", "value": 20.0, "low": 19.0, "high": 21.0, "nimg": 2000}
     text = mien("runs", folder).stdout
     assert "fd-face 20.00 at 2,000" in text and "1 min 00 s" in text
+    run.append("metrics", 2000, metric="fd-face", value=5.0, protocol={"split": "test"})
+    assert describe(run)["best"]["value"] == 20.0
 
 
 def test_a_run_whose_process_is_gone_is_interrupted(run, tmp_path):

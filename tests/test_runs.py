@@ -143,3 +143,12 @@ def test_a_status_that_is_no_object(run):
     (run.path / "status.json").write_text("[]")
     with pytest.raises(UserError, match="does not hold a JSON object"):
         _ = run.status
+
+
+def test_the_best_score_is_the_line_of_the_best_snapshot(run):
+    for nimg in (1000, 2000):
+        (run.path / "snapshots" / f"{kimg_name(nimg)}.safetensors").touch()
+    assert run.best_score() is None
+    for nimg, value, split in ((1000, 12.0, "val"), (2000, 10.0, "val"), (3000, 1.0, "val"), (2000, 5.0, "test")):
+        run.append("metrics", nimg, metric="fd-face", value=value, protocol={"split": split})
+    assert run.best_score()["value"] == 10.0 and run.best_snapshot().name == "000002kimg.safetensors"

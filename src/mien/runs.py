@@ -8,7 +8,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -268,21 +268,15 @@ class Run:
         folder = self.path / "checkpoints"
         return sorted((int(path.name), path) for path in folder.glob("[0-9]*") if path.name.isdigit()) if folder.is_dir() else []
 
-    def best_snapshot(self) -> Path | None:
-        """The snapshot with the least Frechet distance in metrics.jsonl, by the protocol that most snapshots were scored under.
-
-        The newest where there is no score, None where there is no snapshot. Nothing is chosen by the test split.
-        """
+    def best_score(self) -> dict[str, Any] | None:
+        """The line of metrics.jsonl that the run stands for: the `best_distance` of the snapshots that are there. None without one."""
         there = dict(self.snapshots())
-        distances = [m for m in self.metrics() if str(m.get("metric", "")).startswith(("fd-", "fid"))]
-        scores = [m for m in distances if m.get("nimg") in there and isinstance(m.get("value"), (int, float))]
-        scores = [m for m in scores if (m.get("protocol") or {}).get("split") != "test"]
-        if scores:
-            keys = [json.dumps([m["metric"], *_key(m)], default=str) for m in scores]
-            first = most_told(list(zip(keys, (m["nimg"] for m in scores))))
-            comparable = [m for m, key in zip(scores, keys) if key == first]
-            return there[min(comparable, key=lambda m: (m["value"], -m["nimg"]))["nimg"]]
-        return there[max(there)] if there else None
+        return best_distance(line for line in self.metrics() if line.get("nimg") in there)
+
+    def best_snapshot(self) -> Path | None:
+        """The snapshot of the best score; the newest where there is no score, None where there is no snapshot."""
+        there, best = dict(self.snapshots()), self.best_score()
+        return there[best["nimg"] if best else max(there)] if there else None
 
     def _by_kimg(self, folder: str, suffix: str) -> list[tuple[int, Path]]:
         found = []
@@ -314,17 +308,39 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def most_told(told: list[tuple[str, int]]) -> str:
-    """Of (key, image count) of scores, oldest first: the key that was measured at the most image counts; of equals the newest."""
-    counts = {key: len({nimg for each, nimg in told if each == key}) for key, _ in told}
-    return max(reversed([key for key, _ in told]), key=lambda key: counts[key])
+def is_frechet(metric: str) -> bool:
+    """Whether it is a Frechet distance: 'fid', 'fd-face', 'fd-inception-768'."""
+    return metric.startswith(("fd-", "fid"))
 
 
-def _key(metric: dict[str, Any]) -> list[Any]:
-    return protocol_key(metric.get("protocol") or {})
+def best_distance(lines: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+    """Of lines of metrics.jsonl, oldest first, the least Frechet distance by the protocol that tells the most image counts apart.
+
+    Of protocols that tell as many the newest, of equal distances too. None when there is no distance: nothing is chosen by the test split.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        protocol = given if isinstance(given := line.get("protocol"), dict) else {}
+        told = _is_number(line.get("value")) and _is_number(line.get("nimg")) and protocol.get("split") != "test"
+        if told and is_frechet(str(line.get("metric"))):
+            key = score_key(line["metric"], protocol)
+            groups[key] = [*groups.pop(key, []), line]  # the newest protocol last
+    if not groups:
+        return None
+    most = max(reversed(groups.values()), key=lambda group: len({line["nimg"] for line in group}))
+    return min(most, key=lambda line: (line["value"], -line["nimg"]))
 
 
-def protocol_key(protocol: dict[str, Any]) -> list[Any]:
+def score_key(metric: str, protocol: Mapping[str, Any]) -> str:
+    """Scores with the same key may be ranked."""
+    return json.dumps([metric, protocol_key(protocol)], sort_keys=True, default=str)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def protocol_key(protocol: Mapping[str, Any]) -> list[Any]:
     """What must agree for two scores to be ranked. Two snapshots' own names and dates may differ. No precision means fp32.
 
     A model without conditions is scored on the law it has learnt, a conditional one on the reals' own: both against the same reals.

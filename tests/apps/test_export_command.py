@@ -35,8 +35,9 @@ MEMORY = {"verdict": "no sign of copying", "median_distance": 6.0, "median_dista
 def scored_run(tmp_path_factory, tiny_snapshot):
     """A run of the tiny generator with scores of two snapshots; those at 1,000 images are its snapshot's."""
     config = {"preset": "demo", "machine": {"device": "cpu"},
-              "config": {"model": {"generator": {"width": 16}}, "train": {"batch": 4, "seed": 0}},
-              "provenance": {"model.generator.width": "preset demo", "train.batch": "--set", "train.seed": "default"},
+              "config": {"model": {"generator": {"width": 16}}, "train": {"batch": 4, "seed": 0}, "data": {"balance": {"Male=1": 2.0}}},
+              "provenance": {"data.balance": "command line",
+                             "model.generator.width": "preset demo", "train.batch": "--set", "train.seed": "default"},
               "store": {"path": "some/celeba", "crop": "center178", "splits": {"train": 24996, "val": 2044}}}  # fmt: skip
     run = Run.create(tmp_path_factory.mktemp("runs") / "run", config=config, architecture={})
     for suffix in (".safetensors", ".json"):
@@ -85,7 +86,8 @@ def test_the_card_tells_what_was_measured_and_nothing_else(scored_run, tmp_path)
     out = tmp_path / "card"
     mien("export", scored_run, "--out", out)
     text = (out / "README.md").read_text(encoding="utf-8")
-    for said in ("license: other", "non-commercial research only", "24,996 training images", "`train.batch = 4`", "| `fd-face` | 14.3 |",
+    for said in ("license: other", "non-commercial research only", "24,996 training images", "`train.batch = 4`",
+                 "`data.balance = {'Male=1': 2.0}`", "| `fd-face` | 14.3 |",
                  "2,000 real images of the val split", "| Male | 95.0% | 98.0% |", "| Smiling | Heavy_Makeup | +0.067 |",
                  "**no sign of copying**",
                  "| Male=1, Smiling=0 | 50.0% | 40 | 8 | 71.0% |", "Farthest above its floor: Male=1, Smiling=0 (by 32)"):  # fmt: skip

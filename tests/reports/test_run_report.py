@@ -15,7 +15,7 @@ from fake_run import CELL, face, make_run, write_jsonl
 from PIL import Image
 
 from mien.errors import UserError
-from mien.reports.findings import command, headline, scores, time_s, title, verdict
+from mien.reports.findings import command, headline, recipe, time_s, title, verdict
 from mien.reports.report import render
 from mien.runs import Run
 
@@ -245,7 +245,7 @@ def test_not_a_run(tmp_path):
 
 
 def test_verdict_says_what_matters(finished, tmp_path):
-    best = headline(scores(Run.open(finished)))
+    best = headline(Run.open(finished))
     said = verdict(Run.open(finished))
     assert said.startswith("Finished after 100,000 real images in ")
     assert f"best fd-face {best.value:.1f} (" in said and "real against real 2.90" in said and f"at {best.nimg:,} images" in said
@@ -268,7 +268,35 @@ def test_best_is_within_one_protocol(tmp_path):
         path / "metrics.jsonl",
         [easy, {**line, "value": 30.0}, {**line, "value": 20.0, "nimg": 3_000}, {**line, "value": 25.0, "nimg": 4_000}],
     )
-    assert (headline(scores(Run.open(path))).value, headline(scores(Run.open(path))).nimg) == (20.0, 3_000)
+    best = headline(Run.open(path))
+    assert (best.value, best.nimg) == (20.0, 3_000)
+
+
+def test_a_run_is_named_by_the_score_of_its_best_snapshot(tmp_path):
+    """By no distance of a snapshot that is gone, and by none of the test split."""
+    path = make_run(tmp_path / "run", total=20_000, tick=1_000, pictures=False)
+    line = json.loads((path / "metrics.jsonl").read_text().splitlines()[0])
+    said = [(2_000, 5.0, "val"), (3_000, 20.0, "val"), (4_000, 25.0, "val"), (3_000, 1.0, "test")]
+    write_jsonl(path / "metrics.jsonl", [{**line, "nimg": nimg, "value": value, "protocol": {**line["protocol"], "split": split}}
+                                         for nimg, value, split in said])  # fmt: skip
+    assert headline(Run.open(path)).value == 5.0  # without any snapshot, the best that was scored
+    (path / "snapshots").mkdir()
+    for nimg in (3_000, 4_000):
+        (path / "snapshots" / f"{nimg // 1000:06d}kimg.safetensors").touch()
+    assert headline(Run.open(path)).value == Run.open(path).best_score()["value"] == 20.0
+    write_jsonl(path / "metrics.jsonl", [{**line, "nimg": 3_000, "value": 1.0, "protocol": {"split": "test"}}, {**line, "metric": "twins"}])
+    assert headline(Run.open(path)).value == 1.0  # there is no other distance
+
+
+def test_a_setting_that_is_a_table_is_one_setting(tmp_path):
+    path = make_run(tmp_path / "run", total=4_000, tick=1_000, pictures=False)
+    config = json.loads((path / "config.json").read_text())
+    config["config"]["data"]["balance"] = {"Male=1": 2.0}
+    config["provenance"]["data.balance"] = "preset balanced"
+    (path / "config.json").write_text(json.dumps(config))
+    assert recipe(Run.open(path))["data.balance"] == {"Male=1": 2.0}
+    text = Tree(render(Run.open(path))).text
+    assert "data.balanceMale=1: 2preset balanced" in text and "not recorded" not in text
 
 
 def test_pauses_are_not_work(tmp_path):

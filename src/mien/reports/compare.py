@@ -17,7 +17,7 @@ from mien.reports.findings import Score, as_object, setting
 from mien.reports.page import Html, document, duration, esc, heading, images, join, number, paragraph, table
 from mien.reports.report import combinations
 from mien.reports.seeds import OverSeeds, over_seeds, same_recipe
-from mien.runs import SAME_PROTOCOL, Run
+from mien.runs import SAME_PROTOCOL, Run, is_frechet
 
 DASH = "–"
 
@@ -74,7 +74,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
     keys = list(dict.fromkeys(key for recipe in recipes.values() for key in recipe))
     rows = {key: {name: recipe[key] for name, recipe in recipes.items() if key in recipe} for key in keys}
     differing = {key: row for key, row in rows.items() if len(row) < len(named) or len({setting(value) for value in row.values()}) > 1}
-    first = [column for metric in metrics if metric.startswith(("fd-", "fid")) for column in [_column(metric, of_each, {})]]
+    first = [column for metric in metrics if is_frechet(metric) for column in [_column(metric, of_each, {})]]
     leading = next((column for column in first if column.ranked), None)
     at = {name: top.nimg for name, top in leading.scores.items() if top} if leading else {}
     return Comparison(named, [_column(metric, of_each, at) for metric in metrics], differing)
@@ -159,7 +159,7 @@ def _lower(text: str) -> str:
 
 def in_a_sentence(comparison: Comparison) -> str:
     """Which run is best by the Frechet distance, or why that cannot be said."""
-    frechet = [column for column in comparison.columns if column.metric.startswith(("fd-", "fid"))]
+    frechet = [column for column in comparison.columns if is_frechet(column.metric)]
     column = next((column for column in frechet if column.ranked), None) or next(iter(frechet), None)
     if column is None:
         return "None of these runs has a Fréchet distance, so none can be called the best."
@@ -171,7 +171,8 @@ def in_a_sentence(comparison: Comparison) -> str:
     first, *tied = column.winners
     top = column.scores[first]
     said = f"{first} has the best {findings.score_in_words(top)}" if top else ""
-    return said + (f", not to be told apart from {_and(tied)} by the intervals." if tied else ".")
+    whose = f"those of {_and(tied)}" if len(tied) > 1 else f"{tied[0]}'s" if tied else ""
+    return said + (f", but its interval overlaps {whose}." if tied else ".")
 
 
 def _and(names: Sequence[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 from collections import Counter
@@ -13,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from mien.config import flatten
 from mien.errors import UserError
 from mien.reports.charts import EVENTS, Mark
 from mien.reports.page import duration, images, number
-from mien.runs import Run, most_told, protocol_key
+from mien.runs import Run, best_distance, is_frechet, score_key
 
 TITLES = {
     "fd": "Fréchet distance",
@@ -65,8 +65,7 @@ class Score:
     @property
     def key(self) -> str:
         """Scores with the same key may be compared."""
-        known = protocol_key(dict(self.protocol))
-        return json.dumps([self.metric, known if any(v is not None for v in known) else self.protocol], sort_keys=True, default=str)
+        return score_key(self.metric, self.protocol)
 
 
 def finite(value: Any) -> float | None:
@@ -75,14 +74,15 @@ def finite(value: Any) -> float | None:
 
 def scores(run: Run) -> list[Score]:
     """Every readable line of metrics.jsonl, oldest first; a line without a number or a metric's name is passed over."""
-    out = []
-    for line in run.metrics():
-        value, nimg = finite(line.get("value")), finite(line.get("nimg"))
-        if value is not None and nimg is not None and line.get("metric"):
-            low, high, floor = (finite(line.get(name)) for name in ("low", "high", "floor"))
-            protocol, details = as_object(line.get("protocol")), as_object(line.get("details"))
-            out.append(Score(int(nimg), str(line["metric"]), value, low, high, floor, protocol, details))
-    return out
+    return [found for line in run.metrics() if (found := _score(line))]
+
+
+def _score(line: Mapping[str, Any]) -> Score | None:
+    value, nimg = finite(line.get("value")), finite(line.get("nimg"))
+    if value is None or nimg is None or not line.get("metric"):
+        return None
+    low, high, floor = (finite(line.get(name)) for name in ("low", "high", "floor"))
+    return Score(int(nimg), str(line["metric"]), value, low, high, floor, as_object(line.get("protocol")), as_object(line.get("details")))
 
 
 def title(metric: str) -> str:
@@ -105,12 +105,14 @@ def best(some: Sequence[Score]) -> Score | None:
     return max(some, key=lambda score: (sign * score.value, score.nimg)) if sign else some[-1]
 
 
-def headline(all_scores: Sequence[Score]) -> Score | None:
-    """The score a run is named by: the best Frechet distance, as Run.best_snapshot picks, else the best of the newest metric."""
-    frechet = [score for score in all_scores if score.metric.startswith(("fd-", "fid"))]
-    frechet = [score for score in frechet if score.protocol.get("split") != "test"] or frechet
-    first = most_told([(score.key, score.nimg) for score in frechet]) if frechet else all_scores[-1].key if all_scores else None
-    return best([score for score in all_scores if score.key == first])
+def headline(run: Run) -> Score | None:
+    """The score a run is named by: its `best_score`, without snapshots the best distance, without distances the newest metric's best."""
+    line = run.best_score() or best_distance(run.metrics())
+    if line:
+        return _score(line)
+    all_scores = scores(run)
+    some = [score for score in all_scores if is_frechet(score.metric)] or all_scores
+    return best([score for score in some if score.key == some[-1].key])
 
 
 def standing(group: Sequence[Score], at_nimg: int | None) -> Score | None:
@@ -194,7 +196,7 @@ def verdict(run: Run) -> str:
     of = f" of {images(total)}" if total and total > seen else ""
     reached = f"{said} after {images(seen)}{of} real images" + (f" in {duration(spent)}" if spent else "")
     parts = [reached if began else f"{said}: nothing was logged yet"]
-    score = headline(scores(run))
+    score = headline(run)
     if score:
         parts.append(f"best {score_in_words(score)} at {images(score.nimg)} images")
     elif began:
@@ -242,17 +244,9 @@ def _short(event: Mapping[str, Any]) -> str:
     return (text if len(text) <= 90 else text[:88].rsplit(" ", 1)[0] + " …").rstrip(".")
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'a': {'b': 1}} -> {'a.b': 1}."""
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        out |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return out
-
-
 def recipe(run: Run) -> dict[str, Any]:
-    config = run.config.get("config")
-    return flatten(config) if isinstance(config, dict) else {}
+    """Its settings under the keys that provenance names: {'train.seed': 0}."""
+    return flatten(as_object(run.config.get("config")))
 
 
 def setting(value: Any) -> str:
@@ -264,7 +258,7 @@ def setting(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, dict):
-        return ", ".join(f"{key} {setting(item)}" for key, item in value.items()) or "none"
+        return ", ".join(f"{key}: {setting(item)}" for key, item in value.items()) or "none"
     if isinstance(value, list):
         return "[" + ", ".join(setting(item) for item in value) + "]"
     return f"{value:,}" if isinstance(value, int) and value >= 10_000 else str(value)

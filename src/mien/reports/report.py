@@ -31,7 +31,7 @@ def render(run: Run, *, with_reals: bool = False) -> str:
     reached = findings.nimg(run)
     sections = [
         ("Samples", "Samples", join([_samples(run), _reals(run) if with_reals else ""])),
-        ("Scores", "Scores", scores.of_run(all_scores)),
+        ("Scores", "Scores", scores.of_run(all_scores, findings.headline(run))),
         ("Control", "Attribute control", control.control(all_scores)),
         ("Curves", "Training curves", curves.one_run(scalars, marks, reached / 1000 if reached else None)),
         ("Progress", "Progress of fixed latents", _progress(run)),
@@ -58,7 +58,7 @@ def _lead(run: Run, all_scores: Sequence[Score]) -> Html:
     config, recipe = run.config, findings.recipe(run)
     store = as_object(config.get("store"))
     spent, controlled = findings.time_s(run), [score for score in all_scores if score.metric == "control"]
-    best = findings.headline(all_scores)
+    best = findings.headline(run)
     speed = findings.finite(findings.status(run).get("images_per_s"))
     pairs = [
         ("Preset", config.get("preset") or "none"),

@@ -13,15 +13,17 @@ from mien.reports.findings import Score
 from mien.reports.page import Html, esc, facts, heading, images, join, number, paragraph, table
 
 
-def of_run(all_scores: Sequence[Score]) -> Html:
-    """A chart for each metric, then the best of each under each protocol. A line never joins scores of two protocols."""
+def of_run(all_scores: Sequence[Score], first: Score | None) -> Html:
+    """A chart for each metric, then the best of each under each protocol. A line never joins scores of two protocols.
+
+    first: the run's headline, beside which the others are told.
+    """
     if not all_scores:
         return paragraph("No score was taken yet. ", Html("<code>mien eval</code>"), " scores a snapshot.", css="soft")
     groups: dict[str, list[Score]] = {}
     for score in all_scores:
         groups.setdefault(score.key, []).append(score)
     charts = [chart(group[0].metric, {"this run": group}) for group in groups.values() if len({score.nimg for score in group}) > 1]
-    first = findings.headline(all_scores)
     tops = [top for group in groups.values() if (top := findings.standing(group, first.nimg if first else None))]
     shared = {name: value for name, value in tops[0].protocol.items() if all(top.protocol.get(name) == value for top in tops)}
     head = ["Metric", "Value", "Interval", "Floor", "At images"]

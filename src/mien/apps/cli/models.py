@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from mien.apps.cli.console import print_json, print_table, say
+from mien.runs import is_frechet
 
 SCORE_KEYS = ("metric", "value", "low", "high", "floor")
 
@@ -49,7 +50,7 @@ def models(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
 
 def distance(meta: dict[str, Any]) -> dict[str, Any] | None:
     """The Frechet distance that a snapshot's .json tells of itself, in the judge's features when it has that; None when there is none."""
-    scores = [score for score in (meta.get("card") or {}).get("scores", []) if str(score["metric"]).startswith("fd-")]
+    scores = [score for score in (meta.get("card") or {}).get("scores", []) if is_frechet(str(score["metric"]))]
     scores.sort(key=lambda score: score["metric"] != "fd-face")
     return {key: scores[0].get(key) for key in SCORE_KEYS} if scores else None
 

@@ -78,7 +78,7 @@ def find_runs(folder: Path) -> list[Run]:
 
 def describe(run: Run) -> dict[str, Any]:
     """What `mien runs` says of a run; a value that is not known is None."""
-    status, config = run.status, run.config
+    status, config, best = run.status, run.config, run.best_score()
     return {
         "run": str(run.path),
         "state": status.get("state", "never started"),
@@ -86,17 +86,9 @@ def describe(run: Run) -> dict[str, Any]:
         "total_nimg": status.get("total_nimg"),
         "images_per_s": status.get("images_per_s"),
         "updated_s": status.get("updated_s"),
-        "best": best_score(run),
+        "best": best and {key: best.get(key) for key in ("metric", "value", "low", "high", "nimg")},
         "preset": config.get("preset"),
     }
-
-
-def best_score(run: Run) -> dict[str, Any] | None:
-    """The least Frechet distance of the run's best snapshot: {metric, value, low, high, nimg}; None before any was scored."""
-    best = run.best_snapshot()
-    nimg = next((nimg for nimg, path in run.snapshots() if path == best), None)
-    scores = [m for m in run.metrics() if str(m.get("metric", "")).startswith(("fd-", "fid")) and m.get("nimg") == nimg and m.get("value")]
-    return {key: scores[-1].get(key) for key in ("metric", "value", "low", "high", "nimg")} if scores else None
 
 
 def _best(row: dict[str, Any]) -> str | None:

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mien.config import flatten
 from mien.explore.load import LoadedGenerator
 from mien.reports import findings
-from mien.runs import Run, read_jsonl
+from mien.runs import Run, is_frechet, read_jsonl
 
 KEPT = {  # of a score's details, what the card tells
     "fd": ("interval", "by_combination"),
@@ -90,14 +91,7 @@ def _data(generator: LoadedGenerator, config: Mapping[str, Any] | None, scores: 
 def _recipe(config: Mapping[str, Any]) -> dict[str, Any]:
     """section.key -> value of all that no default gave."""
     given = {key for key, source in (config.get("provenance") or {}).items() if source != "default"}
-    return {key: value for key, value in _flat(config.get("config") or {}) if key in given}
-
-
-def _flat(section: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    out: list[tuple[str, Any]] = []
-    for name, value in section.items():
-        out += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
-    return out
+    return {key: value for key, value in flatten(config.get("config") or {}).items() if key in given}
 
 
 def _scores(run: Run, generator: LoadedGenerator) -> list[dict[str, Any]]:
@@ -112,7 +106,7 @@ def _scores(run: Run, generator: LoadedGenerator) -> list[dict[str, Any]]:
 
 
 def _kept(metric: str, details: Mapping[str, Any]) -> dict[str, Any]:
-    kind = "fd" if metric.startswith("fd-") else metric
+    kind = "fd" if is_frechet(metric) else metric
     return {key: details[key] for key in KEPT.get(kind, ()) if key in details}
 
 
@@ -276,7 +270,7 @@ def _about_groups(meta: Mapping[str, Any], scores: Sequence[Mapping[str, Any]]) 
     names, table = list(meta["attributes"]), meta.get("attribute_table") or []
     if not names or not table:
         return ["No attributes, so no groups to tell apart."]
-    distance = next((s for s in scores if s["metric"].startswith("fd-") and s["details"].get("by_combination")), None)
+    distance = next((s for s in scores if is_frechet(s["metric"]) and s["details"].get("by_combination")), None)
     parts = distance["details"]["by_combination"] if distance else {}
     combinations = [[f"{name}={value:g}" for name, value in zip(names, row)] for row, _ in table]
     labels = [",".join(values) for values in combinations]
