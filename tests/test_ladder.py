@@ -84,13 +84,13 @@ def test_the_page_says_what_was_not_run_and_what_was_run_otherwise(ladder, store
     spec = make.read_spec(DOCS / "ladder.toml")
     said = ["train.images=320k", "train.snapshot_kimg=40"]
     make_run(tmp_path / "stable64-s0", store, {4000: 20.0}, speed=100.0, overrides=said)
-    make_run(tmp_path / "best64-s0", store, {4000: 10.0}, speed=100.0, preset="best64-cpu", overrides=[*said, "optimizer.lr_g=1e-3"])
-    rungs = {name: [attempt(ladder, name, tmp_path)] for name in ("stable64", "best64")}
+    make_run(tmp_path / "fast64-s0", store, {4000: 10.0}, speed=100.0, preset="fast64-cpu", overrides=[*said, "optimizer.lr_g=1e-3"])
+    rungs = {name: [attempt(ladder, name, tmp_path)] for name in ("stable64", "fast64")}
     page.write_page(spec, rungs, store, out=tmp_path / "ladder.md", weights=False, name="ladder.toml")
     text = (tmp_path / "ladder.md").read_text()
-    assert "Not run yet: plain DCGAN (seed 3)" in text and "| stable64 | 4,000 | 20.0 (19.0 to 21.0) |" in text
-    assert "`best64-s0` was trained with another recipe than its command says: optimizer.lr_g: 0.0004 -> 0.001." in text
-    assert "`stable64-s0` was trained" not in text and "| stable64 | 42 | 7 |" in text and json.dumps(str(tmp_path))[1:-1] not in text
+    assert "Not run yet: plain DCGAN (seed 3)" in text and "| stable64-cpu | 4,000 | 20.0 (19.0 to 21.0) |" in text
+    assert "`fast64-s0` was trained with another recipe than its command says: optimizer.lr_g: 0.0004 -> 0.001." in text
+    assert "`stable64-s0` was trained" not in text and "| stable64-cpu | 42 | 7 |" in text and json.dumps(str(tmp_path))[1:-1] not in text
 
 
 def test_the_readme_s_table_is_replaced_and_nothing_around_it(ladder, store, tmp_path):
