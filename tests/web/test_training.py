@@ -1,5 +1,7 @@
 """Training from the page: a process of its own, watched through its run directory."""
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -98,10 +100,20 @@ def test_a_recorded_command_is_run_only_when_it_trains(trainer, place, monkeypat
     assert started == [["train", "data/celeba64", "--preset", "watched", "--images", "600k", "--seed", "0", "--run", str(run)]]
 
 
-@pytest.mark.parametrize("changes", [{}, {"lr_g": "fast"}, {"lr_g": None}, {"lr_g": -1}, {"colour": 1}, {"d_steps": 100}, None, [1]])
-def test_knobs_that_cannot_be_turned(app, changes):
-    app.refused("control", run="one", changes=changes, over_nimg=0)
+@pytest.mark.parametrize(("changes", "said"), [
+    ({}, "Change a knob"), (None, "Change a knob"), ([1], "Change a knob"), ({"colour": 1}, "no knob named 'colour'"),
+    ({"lr_g": "fast"}, "from 1e-08 to 1"), ({"lr_g": None}, "from 1e-08 to 1"), ({"lr_g": 0}, "from 1e-08 to 1"),
+    ({"d_steps": 17}, "whole number from 1 to 16"), ({"d_steps": 1.5}, "whole number from 1 to 16"),
+    ({"d_steps": 16, "r1_gamma": 5000.0}, "is not running"),
+])  # fmt: skip
+def test_knobs_are_turned_within_what_the_run_takes(app, changes, said):
+    assert said in app.refused("control", run="one", changes=changes, over_nimg=0)
     assert not Run.open(app.told("start")["runs_folder"] + "/one").control_requests()
+
+
+def test_the_app_begins_without_torch():
+    watch = "import sys, mien.apps.web.app, mien.apps.web.training; assert not {'torch', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", watch], check=True)
 
 
 def test_a_finished_run_is_shown_whole(app):

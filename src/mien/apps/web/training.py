@@ -22,18 +22,20 @@ from mien.apps.cli.run import describe
 from mien.apps.web.faces import command, number, whole
 from mien.apps.web.places import Places
 from mien.apps.web.server import Picture, Question
+from mien.engine.schedules import KNOBS
+from mien.engine.steering import STEPS
 from mien.errors import UserError
 from mien.runs import Run
 
 TOY_FACES = Path("toy-faces")
 EVENTS_SHOWN = 80
-KNOBS = {  # name -> (what it is called, least, most): the scalars of a run that may be changed while it runs
-    "lr_g": ("Learning rate of the generator", 0.0, 0.1),
-    "lr_d": ("Learning rate of the discriminator", 0.0, 0.1),
-    "g_steps": ("Generator updates a round", 1.0, 8.0),
-    "d_steps": ("Discriminator updates a round", 1.0, 8.0),
-    "augment_p": ("Augmentation probability", 0.0, 1.0),
-    "r1_gamma": ("R1 strength", 0.0, 1000.0),
+SHOWN = {  # the knobs that the page offers, and what it calls them
+    "lr_g": "Learning rate of the generator",
+    "lr_d": "Learning rate of the discriminator",
+    "g_steps": "Generator updates a round",
+    "d_steps": "Discriminator updates a round",
+    "augment_p": "Augmentation probability",
+    "r1_gamma": "R1 strength",
 }
 
 
@@ -161,10 +163,13 @@ class Training:
             raise UserError("Change a knob first.")
         values: dict[str, float | str | None] = {}
         for name in changes:
-            if name not in KNOBS:
+            if name not in SHOWN:
                 raise UserError(f"There is no knob named {str(name)[:40]!r}.")
-            called, least, most = KNOBS[name]
-            values[name] = number(changes, name, least, most, of=called)
+            least, most, _ = KNOBS[name]
+            if name in STEPS:
+                values[name] = whole(changes, name, int(least), int(most), of=SHOWN[name])
+            else:
+                values[name] = number(changes, name, least, most, of=SHOWN[name])
         over = whole(question.body, "over_nimg", 0, 10**9, of="The number of images to change over")
         if run.status.get("state") != "running":
             raise UserError(f"{run.name} is not running: its knobs can be turned while it does.")
@@ -238,7 +243,7 @@ def _seen(run: Run) -> dict[str, Any]:
         "mosaic": (run.path / "samples" / "mosaic.png").is_file(),
         "knobs": [
             {"name": name, "called": called, "value": last[name]}
-            for name, (called, _, _) in KNOBS.items()
+            for name, called in SHOWN.items()
             if findings.finite(last.get(name)) is not None
         ],
         "resumable": status.get("state") in ("stopped", "interrupted") and bool(run.checkpoints()),
