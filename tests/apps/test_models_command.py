@@ -39,13 +39,14 @@ def test_every_bundled_model_is_small_and_has_its_card():
             assert "worst" not in score["details"]  # which names pictures of the training data
 
 
-@pytest.mark.parametrize("name, attributes", [
-    ("celeba64", ["Male", "Smiling"]),
-    ("celeba64-8attr", ["Male", "Smiling", "Eyeglasses", "Young", "Bangs", "Black_Hair", "Blond_Hair", "Wearing_Hat"]),
+@pytest.mark.parametrize("name, data, attributes", [
+    ("celeba64", "celeba", ["Male", "Smiling"]),
+    ("celeba64-8attr", "celeba", ["Male", "Smiling", "Eyeglasses", "Young", "Bangs", "Black_Hair", "Blond_Hair", "Wearing_Hat"]),
+    ("toy64", "drawn", ["Male", "Smiling", "Eyeglasses", "Wearing_Hat"]),
 ])  # fmt: skip
-def test_the_list_tells_size_attributes_and_score(name, attributes):
+def test_the_list_tells_size_attributes_and_score(name, data, attributes):
     (row,) = [row for row in json.loads(mien("models", "--json")) if row["name"] == name]
-    assert row["size"] == 64 and row["attributes"] == attributes and row["megabytes"] <= 16 and row["data"] == "celeba"
+    assert row["size"] == 64 and row["attributes"] == attributes and row["megabytes"] <= 16 and row["data"] == data
     assert row["score"]["metric"] == "fd-face" and 0 < row["score"]["floor"] < row["score"]["low"] < row["score"]["value"]
     (line,) = [line for line in mien("models").splitlines() if line.split()[:1] == [name]]
     assert f"fd-face {row['score']['value']:.3g} ({row['score']['floor']:.2g})" in line and line.endswith(", ".join(attributes))
