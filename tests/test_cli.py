@@ -126,6 +126,20 @@ def test_a_mistake_is_one_line_and_exit_code_2(args, words, tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []  # nothing half-written
 
 
+@pytest.mark.parametrize("args, words", [
+    (["sample", "x", "--out", "a.png", "--where", "Male=0", "--where=Smiling=1"], "--where is given twice: write --where Male=0,Smiling=1"),
+    (["edit", "x", "--seed", "1", "--out", "a.png", "--seed=2"], "--seed is given twice: write it once."),
+    (["data", "prepare", "x", "--attributes", "Male", "--out", "y", "--attributes", "Young"], "write --attributes Male,Young."),
+    (["presets", "demo", "--set", "a=1", "--set", "b=2"], "unknown key a"),  # may be repeated
+    (["sample", "nowhere", "--out", "a.png", "--force", "--force"], "No model or run is named nowhere"),  # drops nothing
+    (["sample", "nowhere", "--device", "--device", "--out", "a.png"], "--device"),  # an option's value
+    (["report", "--out", "x.html", "--", "--out"], "No such run directory: --out"),
+])  # fmt: skip
+def test_an_option_that_cannot_be_repeated_is_not_silently_the_last(args, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert words in fails(*args)
+
+
 def raising(monkeypatch, error):
     def command():
         """Fail."""

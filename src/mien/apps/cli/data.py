@@ -35,7 +35,7 @@ def prepare(
     crop: Annotated[str | None, typer.Option(help="center178, center148, center140, box128 or center108, squares of so many pixels "
                                              "in CelebA's frame (178x218); whole, the picture squeezed; square, the largest in its middle. "
                                              "Unless told: center178 for pictures of that frame, square for others.")] = None,
-    attributes: Annotated[str, typer.Option(help="Which to keep, in which order: Male,Smiling; or all, or none.")] = "all",
+    attributes: Annotated[str, typer.Option(metavar="A,B", help="Which to keep, in which order: Male,Smiling; or all, or none.")] = "all",
     limit: Annotated[str | None, typer.Option(metavar="N", help="Take only so many images, evenly spread: 5000, 20k.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes. Unless told: one a core.")] = None,
     force: Force = False,
@@ -117,7 +117,7 @@ def subset(
     where: Annotated[str | None, typer.Option(metavar="A=1,B=0", help="Only the faces of this group.")] = None,
     limit: Annotated[str | None, typer.Option(metavar="N", help="So many training images, evenly spread; held-out ones stay.")] = None,
     rest_held_out: Annotated[bool, typer.Option("--rest-held-out", help="The group's other training images join the validation.")] = False,
-    attributes: Annotated[str, typer.Option(help="Which to keep, in which order: Male,Smiling; or all, or none.")] = "all",
+    attributes: Annotated[str, typer.Option(metavar="A,B", help="Which to keep, in which order: Male,Smiling; or all, or none.")] = "all",
     force: Force = False,
 ) -> None:
     """Take a group of a store's faces as a store of its own.

@@ -31,7 +31,7 @@ def edit(
     where: Annotated[str | None, typer.Option(metavar="A=1,B=0", help="Conditions of face N before; else as in the data.")] = None,
     to: Annotated[str | None, typer.Option(metavar="A=1,B=0", help="Set attributes the model was trained with.")] = None,
     directions: Annotated[Path | None, typer.Option(metavar="FILE", help="Directions, as 'mien directions' writes them.")] = None,
-    along: Annotated[str | None, typer.Option(metavar="NAME=1.5", help="Go along directions of that file, in standard deviations.")] = None,
+    along: Annotated[str | None, typer.Option(metavar="NAME=1.5,...", help="Go along its directions, in standard deviations.")] = None,
     edits: Annotated[list[Path] | None, typer.Option("--edit", metavar="FILE", help="An edit saved before; may be repeated.")] = None,
     strength: Annotated[float, typer.Option(help="Scales the whole edit: 0 nothing, 1 as asked, 2 beyond, -1 the other way.")] = 1.0,
     strengths: Annotated[str | None, typer.Option(metavar="-1,0,1,2", help="A column for each of these strengths instead.")] = None,

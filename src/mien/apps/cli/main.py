@@ -17,7 +17,7 @@ import traceback
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from mien import __version__
 from mien.errors import UserError, did_you_mean
@@ -110,6 +110,30 @@ class Commands(TyperGroup):
         sys.exit(result if isinstance(result, int) else 0)
 
 
+class Once(TyperCommand):
+    """A command that refuses an option given twice, of which typer would silently keep the last."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given: list[Any] = list(self.make_parser(ctx).parse_args(args=list(args))[2])  # a parameter for each time it was given
+        for option in given:
+            if ctx.resilient_parsing or option.param_type_name != "option" or option.multiple or option.is_flag or given.count(option) == 1:
+                continue
+            name, listed = option.opts[0], "," in (option.metavar or "")
+            how = f"{name} {','.join(_values(option.opts, args))}" if listed else "it once"
+            raise UserError(f"{name} is given twice: write {how}.")
+        return super().parse_args(ctx, args)
+
+
+def _values(names: list[str], args: list[str]) -> list[str]:
+    """What follows these names in a command line, as the next word or behind '='."""
+    found = []
+    for word, following in zip(args, [*args[1:], ""]):
+        name, equals, value = word.partition("=")
+        if name in names:
+            found.append(value if equals else following)
+    return found
+
+
 class Interrupted(Exception):
     """Ctrl-C, on its way to the top."""
 
@@ -179,11 +203,13 @@ def _build(name: str) -> Any:
     """The typer command of a name, its examples kept from being wrapped."""
     target = _load(PLACES[name])
     if isinstance(target, typer.Typer):
+        for each in target.registered_commands:
+            each.cls = Once
         command: Any = typer.main.get_group(target)
         command.name = name
     else:
         single = typer.Typer(add_completion=False, rich_markup_mode=None)
-        single.command(name)(target)
+        single.command(name, cls=Once)(target)
         command = typer.main.get_command(single)
     for each in (command, *getattr(command, "commands", {}).values()):
         each.help = _verbatim_examples(each.help or "")
