@@ -110,6 +110,10 @@ class Model(Section):
     def discriminator_options(self) -> dict[str, Any]:
         return self.discriminator.options(self.family)
 
+    @property
+    def batch_norm_in_d(self) -> bool:
+        return "batch" in self.discriminator_options().get("norm", "none")
+
 
 class Loss(Section):
     name: Literal["bce", "nonsaturating", "hinge", "least_squares", "wasserstein", "relativistic"] = "bce"
@@ -122,8 +126,7 @@ class Loss(Section):
     feature_matching: NonNegative = 0.0
     """Weight of feature matching (Salimans 2016) in G's loss."""
     perceptual: NonNegative = 0.0
-    """Weight in G's loss of the distance between the batch's mean `face` features of reals and of fakes. The score fd-face is then
-    no fair judge of the run; fd-inception-768 is."""
+    """Weight of the distance of the batch's mean `face` features from the reals'. fd-face is then no fair judge; fd-inception-768 is."""
 
 
 class Penalty(Section):
@@ -368,10 +371,8 @@ class Config(Section):
         if self.schedule.noise_final != 1 and not self.model.discriminator.input_noise:
             raise ValueError("schedule.noise_final has no noise to change: set model.discriminator.input_noise")
         weights = self.regularizer.consistency
-        batch_norm = "batch" in self.model.discriminator_options().get("norm", "none")
-        if (weights.real or weights.fake) and batch_norm and not self.train.separate_batches:
-            raise ValueError("regularizer.consistency compares D's logits of reals and of fakes apart; with batch norm in D they depend on "
-                             "what else is in the batch: set train.separate_batches=true")  # fmt: skip
+        if (weights.real or weights.fake) and self.model.batch_norm_in_d and not self.train.separate_batches:
+            raise ValueError("regularizer.consistency wants reals and fakes apart in D's batch norm: set train.separate_batches=true")
         self._check_family()
         self._check_minibatch_layers()
         return self
@@ -382,8 +383,7 @@ class Config(Section):
         for role, network in (("generator", self.model.generator), ("discriminator", self.model.discriminator)):
             for key in network.strange(family):
                 owners, default = " or ".join(network.families_of(key)), type(network).model_fields[key].default
-                raise ValueError(f"model.{role}.{key} belongs to model.family={owners}, not {family}: "
-                                 f"leave it out, or set it back to {default!r}")  # fmt: skip
+                raise ValueError(f"model.{role}.{key} belongs to model.family={owners}, not {family}: leave it out, or say {default!r}")
         if self.regularizer.path_length.gamma and family != "style":
             raise ValueError(f"regularizer.path_length is for styles, which networks of the {family} family have not: leave it out")
         if self.growth.at_kimg and family != "dcgan":

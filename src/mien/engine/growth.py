@@ -68,8 +68,6 @@ class Plan:
 def plan_of(config: Config, size: int) -> Plan:
     """The plan of a recipe for data of `size` px. Raises UserError when so many doublings lead to no size of the family."""
     growth = config.growth
-    if growth.at_kimg and config.model.family != "dcgan":
-        raise UserError(f"growth.at_kimg: only networks of the dcgan family grow, not {config.model.family}: set growth.at_kimg=[].")
     sizes = [size >> k for k in range(len(growth.at_kimg), -1, -1)]
     if len(sizes) > 1 and (sizes[0] < 32 or sizes[0] << len(growth.at_kimg) != size):
         raise UserError(f"growth.at_kimg has {len(growth.at_kimg)} doublings, so a run to {size} px would begin at {sizes[0]} px: "

@@ -133,7 +133,7 @@ class StepMemory:
     def _line(self, whole: bool) -> tuple[np.ndarray, np.ndarray]:
         """(bytes alive after each operation at 0 images, bytes more for each image)."""
         few = least_piece(self.config)
-        few, more = few, 2 * few
+        more = 2 * few
         low, high = (np.array(self._watch(count, whole), dtype=np.float64) for count in (few, more))
         if len(low) != len(high):  # an operation that only larger batches need: the highest points alone are comparable
             low, high = low.max(keepdims=True), high.max(keepdims=True)
@@ -283,7 +283,7 @@ def why(config: Config, piece: int, processes: int) -> str:
     limit, mine = f"train.memory_gb={config.train.memory_gb:g}", config.train.batch // processes
     if piece == mine:
         return f"{limit} lets the batch go whole."
-    norms = "batch" in (config.model.generator_options().get("norm"), *str(config.model.discriminator_options().get("norm")).split("+"))
+    norms = config.model.batch_norm_in_d or config.model.generator_options().get("norm") == "batch"
     same = "the same gradient, but batch norm sees one piece at a time" if norms else "the same gradient"
     return f"To fit {limit}, batches of {mine} go in pieces of {piece}: {same}."
 

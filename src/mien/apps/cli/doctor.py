@@ -165,9 +165,10 @@ def _measure(recipe: Recipe, store: FaceStore, device: Any, state: Any) -> dict[
     from mien.engine.schedules import knobs_at
     from mien.engine.signals import peak_memory_mb
     from mien.engine.step import train_step
+    from mien.sections import Growth
 
     config = recipe.config
-    at_last = config.model_copy(update={"growth": type(config.growth)()})  # the size that costs the most
+    at_last = config.model_copy(update={"growth": Growth()})  # the size that costs the most
     task = build.build_task(at_last, store, device)
     foreseen = memory.forecast(task.config, store, device=device).memory
     times_s: list[float] = []
