@@ -5,19 +5,20 @@ import pathlib
 PACKAGE = pathlib.Path(__file__).parents[1] / "src" / "mien"
 PARTS = ("data", "models", "losses", "augment")
 MAY_IMPORT = {
-    "errors": (), "whole": (),
-    "config": ("errors", "fields", "sections"), "sections": ("errors", "fields"), "fields": ("errors",),
+    "errors": (), "whole": (), "combinations": ("errors",),
+    "config": ("errors", "fields", "sections"), "sections": ("errors", "fields"), "fields": ("errors", "combinations"),
     "rules": ("sections",), "runs": ("errors", "whole"),
-    "data": ("errors",), "models": ("errors",), "losses": ("errors",), "augment": ("errors",),
-    "engine": ("errors", "config", "fields", "rules", "sections", "runs", "whole", *PARTS),
-    "explore": ("errors", "runs", "models", "engine.checkpoint"),
-    "metrics": ("errors", "whole", "data", "models", "explore"),
+    "data": ("errors", "combinations"), "models": ("errors",), "losses": ("errors",), "augment": ("errors",),
+    "engine": ("errors", "config", "fields", "rules", "sections", "runs", "whole", "combinations", *PARTS),
+    "explore": ("errors", "combinations", "runs", "models", "engine.checkpoint"),
+    "metrics": ("errors", "whole", "combinations", "data", "models", "explore"),
     "reports": ("errors", "config", "runs"),
     "presets": (), "__main__": ("apps",),   # data files; `python -m mien`
-    "apps": ("errors", "config", "fields", "rules", "sections", "runs", "whole", *PARTS, "engine", "explore", "metrics", "reports"),
+    "apps": ("errors", "config", "fields", "rules", "sections", "runs", "whole", "combinations", *PARTS, "engine",
+             "explore", "metrics", "reports"),
 }
-LIGHT = ("__init__", "errors", "whole", "fields", "rules", "sections", "config", "runs", "reports", "apps.__init__",    # without torch
-         "apps.cli")
+LIGHT = ("__init__", "errors", "whole", "combinations", "fields", "rules", "sections", "config", "runs", "reports",     # without torch
+         "apps.__init__", "apps.cli")
 HEAVY = ("torch", "torchvision", "scipy")
 
 

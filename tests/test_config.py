@@ -45,7 +45,7 @@ def test_what_is_no_count(text):
         ("data.balance=even", "say none, uniform, or give a table"),
         ('data.balance={"Male" = 2.0}', "is not a combination"),
         ('data.balance={"Male=2" = 2.0}', "is not a combination"),
-        ('data.balance={"Male=1,Male=0" = 2.0}', "is not a combination"),
+        ('data.balance={"Male=1,Male=0" = 2.0}', "names Male twice"),
         ('data.balance={"Male=1" = -1.0}', "write a number of 0 or more"),
         ('data.balance={"Male=1" = "much"}', "write a number of 0 or more"),
         ("data.balance={}", "empty"),

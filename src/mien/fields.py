@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from mien.combinations import combination_name, parse_facts
 from mien.errors import UserError
 
 SUFFIXES = {"k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
@@ -57,13 +58,15 @@ def balance_law(value: Any) -> Any:
         return value
     table = {}
     for key, factor in value.items():
-        facts = [tuple(part.strip() for part in fact.partition("=")) for fact in str(key).split(",")]
-        names = [name for name, _, _ in facts]
-        if any(not name or word not in ("0", "1") for name, _, word in facts) or len(set(names)) < len(names):
+        try:
+            facts = parse_facts(str(key))
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        if not facts or any(not name or word not in ("0", "1") for name, word in facts.items()):
             raise ValueError(f"{key!r} is not a combination of attributes: write NAME=1, or several as Male=1,Smiling=0")
         if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 <= factor < float("inf"):
             raise ValueError(f"the factor of {key!r} is {factor!r}: write a number of 0 or more")
-        table[",".join(f"{name}={word}" for name, _, word in facts)] = float(factor)
+        table[combination_name(facts, map(int, facts.values()))] = float(factor)
     if not table:
         raise ValueError("the table of factors is empty: say none, or give it a line such as {\"Male=1,Smiling=0\" = 2.0}")
     return table

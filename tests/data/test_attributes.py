@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mien.data.attributes import CELEBA_ATTRIBUTES, columns, combination_name, combination_table, correlation, strongest_pairs
+from mien.data.attributes import CELEBA_ATTRIBUTES, columns, combination_table, correlation, strongest_pairs
 from mien.errors import UserError
 
 
@@ -30,7 +30,6 @@ def test_combinations():
     rows = np.array([[1, 0], [0, 1], [1, 0], [1, 1]], np.uint8)
     assert combination_table(rows) == [((0, 1), 1), ((1, 0), 2), ((1, 1), 1)]
     assert combination_table(rows[:, :0]) == [((), 4)]
-    assert combination_name(("Male", "Smiling"), (1, 0)) == "Male=1 Smiling=0"
     wide = np.random.default_rng(0).integers(0, 2, (500, 20), dtype=np.uint8)
     table = combination_table(wide)
     assert sum(count for _, count in table) == 500

@@ -173,7 +173,7 @@ def test_any_attribute_of_the_store_may_be_weighed_and_zero_leaves_out(small_sto
 @pytest.mark.parametrize(("weights", "message"), [
     ("unifrom", "say none or uniform"), ({"A=2": 1.0}, "not possible"), ({"A": 1.0}, "not possible"), ({"A=0": -1.0}, "not possible"),
     ({"A=0": float("nan")}, "not possible"), ({"A=0": 0.0, "A=1": 0.0}, "no image to draw"), ({"Male=1": 2.0}, "no attribute 'Male'"),
-    ({"A=1,A=1": 2.0}, "asked for twice")])
+    ({"A=1,A=1": 2.0}, "names A twice")])
 def test_wrong_weights(small_store, weights, message):
     with pytest.raises(UserError, match=message):
         FaceLoader(small_store, attributes=("A",), weights=weights)

@@ -21,8 +21,9 @@ from mien.explore.ablate import (
     silenced,
     steps,
 )
-from mien.explore.edit import Edit, apply, generate
+from mien.explore.edit import Edit, apply
 from mien.explore.load import LoadedGenerator
+from mien.explore.sample import generate
 
 MOUTH, EYES = (2, 5), (7,)
 

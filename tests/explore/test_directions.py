@@ -11,10 +11,11 @@ from torch import nn
 from mien.errors import UserError
 from mien.explore.direction_set import Direction, DirectionSet, attribute_directions, measured, unsupervised_directions
 from mien.explore.directions import judged_sample, latent_weight, mean_inputs, orthogonal, principal_directions, probe, sefa_directions
-from mien.explore.edit import ChannelsStep, Edit, apply, condition_edit, generate
+from mien.explore.edit import ChannelsStep, Edit, apply, condition_edit
 from mien.explore.edit_effects import compare, look_at, measure_edit, population
 from mien.explore.latents import latents
 from mien.explore.load import LoadedGenerator
+from mien.explore.sample import generate
 
 Z = 16
 SCALES = torch.tensor([4.0, 2.0, 1.0, 0.5] + [0.1] * 12)

@@ -16,11 +16,10 @@ from mien.explore.edit import (
     compose,
     condition_edit,
     edited_inputs,
-    generate,
-    region_weights,
 )
 from mien.explore.latents import latents
-from mien.explore.sample import attribute_rows, render
+from mien.explore.regions import mask_of
+from mien.explore.sample import attribute_rows, generate, render
 from mien.models.pictures import to_uint8
 
 
@@ -110,10 +109,10 @@ def test_a_silenced_region_changes_the_picture_there_alone(tiny_generator, faces
     assert change[:14].min() > 0.01 and change[18:].max() == 0
 
 
-def test_region_weights_are_shares_of_cells():
-    assert torch.equal(region_weights(None, 2, 3), torch.ones(2, 3))
-    assert torch.equal(region_weights((0.0, 0.0, 0.25, 1.0), 2, 2), torch.tensor([[0.5, 0.0], [0.5, 0.0]]))
-    assert region_weights((0.6, 0.6, 0.7, 0.8), 4, 4).sum().item() == pytest.approx(0.1 * 0.2 * 16)
+def test_a_region_covers_shares_of_cells():
+    assert torch.equal(mask_of((), 2), torch.ones(2, 2))
+    assert torch.equal(mask_of([(0.0, 0.0, 0.25, 1.0)], 2), torch.tensor([[0.5, 0.0], [0.5, 0.0]]))
+    assert mask_of([(0.6, 0.6, 0.7, 0.8)], 4).sum().item() == pytest.approx(0.1 * 0.2 * 16)
 
 
 def test_strength_is_even_for_channels(tiny_generator, faces):

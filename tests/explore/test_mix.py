@@ -5,9 +5,9 @@ import torch
 
 from mien.errors import UserError
 from mien.explore.activations import layer_names
-from mien.explore.edit import generate
 from mien.explore.latents import latents
 from mien.explore.mix import choose_layers, mix, table, with_statistics
+from mien.explore.sample import generate
 
 ROUNDING = {"atol": 1e-4, "rtol": 1e-4}  # another batch, another order of sums: a hundredth of a level of 255
 

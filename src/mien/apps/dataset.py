@@ -29,6 +29,7 @@ from PIL import Image
 
 import mien
 from mien.apps.together import Draw
+from mien.combinations import combination_name
 from mien.data.sources import hash_splits
 from mien.data.writer import HEADER_BYTES, StoreWriter, flush, refuse_existing
 from mien.errors import UserError
@@ -115,7 +116,7 @@ def provenance(generator: LoadedGenerator, order: Order, *, model: str, out: Pat
     command = ["mien", "sample", model, "--out", out.name, "--count", str(order.count), "--seed", str(order.seed), "--format", order.form,
                "--balance", order.balance, "--truncation", f"{order.truncation:g}"]  # fmt: skip
     if order.where:
-        command += ["--where", ",".join(f"{name}={value:g}" for name, value in order.where.items())]
+        command += ["--where", combination_name(order.where, order.where.values())]
     if selection:
         command += ["--best-of", str(selection.of), "--by", selection.by, *(["--data", selection.data] if selection.data else [])]
     return {
@@ -170,7 +171,7 @@ def _combinations(labels: Path) -> dict[str, int]:
     with open(labels, newline="", encoding="utf-8") as file:
         table = csv.reader(file)
         names = next(table)[2:]
-        counts = Counter(",".join(f"{name}={value}" for name, value in zip(names, row[2:])) for row in table)
+        counts = Counter(combination_name(names, map(float, row[2:])) for row in table)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))) if names else {}
 
 

@@ -27,6 +27,7 @@ from mien.explore.load import LoadedGenerator
 from mien.explore.sample import attribute_rows, render
 from mien.metrics.cache import cache_folder, content_key
 from mien.metrics.judge import Judge
+from mien.models.pictures import one_picture
 from mien.whole import whole_file
 
 TRAIN_FACES = 8000  # reals an encoder learns from
@@ -159,8 +160,7 @@ def check_face(known: Witness, generator: LoadedGenerator, judge: Judge, image: 
     """
     from mien.apps.photos import face_seen
 
-    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
-    again = redraw(generator, known.encoder, judge.net, pixels)
+    again = redraw(generator, known.encoder, judge.net, one_picture(image))
     percentile = float(known.calibration.percentiles(known.calibration.scores(again))[0])
     try:
         seen = face_seen(image) if percentile > DOUBTFUL else True

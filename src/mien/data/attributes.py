@@ -1,6 +1,6 @@
-"""Binary face attributes: the official CelebA names, choosing some by name, naming combinations, counting and correlating."""
+"""Binary face attributes: the official CelebA names, choosing some by name, counting and correlating."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -32,11 +32,6 @@ def columns(names: Sequence[str], available: Sequence[str], *, where: str = "the
     if repeated:
         raise UserError(f"attribute {repeated[0]!r} is asked for twice; name it once")
     return [place[name] for name in names]
-
-
-def combination_name(names: Sequence[str], values: Iterable[int | float]) -> str:
-    """'Male=1 Smiling=0'; 'all' when there are no attributes."""
-    return " ".join(f"{name}={int(value)}" for name, value in zip(names, values, strict=True)) or "all"
 
 
 def combination_table(attributes: np.ndarray) -> list[tuple[Combination, int]]:

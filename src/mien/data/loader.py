@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from mien.combinations import parse_facts
 from mien.data.attributes import Combination, combination_table
 from mien.data.order import hash64, permutation
 from mien.data.store import FaceStore
@@ -161,11 +162,11 @@ class FaceLoader:
 
 def _fitting(store: FaceStore, indices: np.ndarray, words: str, factor: float) -> np.ndarray:
     """bool [count]: which images of a split `words`, such as 'Male=1,Smiling=0', fit. UserError when none does."""
-    facts = [fact.partition("=") for fact in words.split(",")]
-    if any(value not in ("0", "1") for _, _, value in facts) or not factor >= 0:
+    facts = parse_facts(words)
+    if not facts or any(value not in ("0", "1") for value in facts.values()) or not factor >= 0:
         raise UserError(f"the factor {words!r} = {factor} is not possible: write a combination as Male=1,Smiling=0, and 0 or more")
-    columns = store.columns([name for name, _, _ in facts])
-    fits = (store.attributes[indices][:, columns] == np.array([int(value) for _, _, value in facts], np.uint8)).all(axis=1)
+    columns = store.columns(list(facts))
+    fits = (store.attributes[indices][:, columns] == np.array([int(value) for value in facts.values()], np.uint8)).all(axis=1)
     if not fits.any():
         raise UserError(f"no image of the split has {words}, so it cannot be drawn more or less often")
     return fits

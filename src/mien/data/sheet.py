@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mien.data.attributes import combination_name, combination_table
+from mien.combinations import combination_name
+from mien.data.attributes import combination_table
 from mien.data.order import permutation
 from mien.data.store import FaceStore
 
@@ -29,7 +30,7 @@ def contact_sheet(store: FaceStore, attributes: Sequence[str], *, per_row: int =
     for line, (combination, count) in enumerate(rows):
         members = np.flatnonzero((chosen == np.array(combination, np.uint8)).all(axis=1))
         top = GAP_PX + line * height
-        title = f"{combination_name(attributes, combination)}    {count:,} images, {count / len(store):.1%}"
+        title = f"{combination_name(attributes, combination, between=' ') or 'all'}    {count:,} images, {count / len(store):.1%}"
         draw.text((GAP_PX, top + TITLE_PX // 2), title, fill=INK, font=font, anchor="lm")
         for place, member in enumerate(members[permutation(seed, line, len(members))[:per_row]]):
             tile = Image.fromarray(np.asarray(store.images[member]))

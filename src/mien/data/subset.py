@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mien.combinations import combination_name, parse_facts
 from mien.data.store import SPLITS, FaceStore
 from mien.data.writer import StoreWriter
 from mien.errors import UserError
@@ -16,13 +17,10 @@ AT_A_TIME = 1024  # images in memory
 
 def parse_group(text: str | None) -> dict[str, int]:
     """'Eyeglasses=1,Male=0' -> {'Eyeglasses': 1, 'Male': 0}. UserError for anything else."""
-    group: dict[str, int] = {}
-    for part in filter(None, map(str.strip, (text or "").split(","))):
-        name, _, value = map(str.strip, part.partition("="))
-        if value not in ("0", "1") or not name:
-            raise UserError(f"--where {part}: write NAME=1 or NAME=0, several as Eyeglasses=1,Male=0.")
-        group[name] = int(value)
-    return group
+    facts = parse_facts(text)
+    if any(not name or value not in ("0", "1") for name, value in facts.items()):
+        raise UserError(f"--where {text}: write NAME=1 or NAME=0, several as Eyeglasses=1,Male=0.")
+    return {name: int(value) for name, value in facts.items()}
 
 
 def chosen(store: FaceStore, *, where: Mapping[str, int], limit: int | None) -> np.ndarray:
@@ -60,7 +58,7 @@ def write_subset(
         splits = splits.copy()
         splits[np.setdiff1d(whole, rows)] = SPLITS["val"]
         rows = whole
-    group = ",".join(f"{name}={value}" for name, value in where.items())
+    group = combination_name(where, where.values())
     origin = store.path.resolve().name
     inputs = f"subset of {store.digest} where {group} limit {limit} rest {rest_held_out}"
     source = {"name": f"{origin} {group}".strip(), "count": len(rows), "path": origin, "kind": "subset", "listed": len(store)}

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mien.combinations import combination_name
 from mien.models.latents import chosen, latents
 from mien.models.pictures import PADDING_PX, grid, to_uint8
 from mien.runs import Run, kimg_name, write_json
@@ -75,7 +76,7 @@ class SampleGrid:
         self._z = latents(range(columns), z_dim).repeat(len(rows), 1)  # [rows * columns, Z]
         self._attributes = torch.tensor(rows, dtype=torch.float32).reshape(len(rows), len(names)).repeat_interleave(columns, dim=0)
         self._table, self._z_dim = table, z_dim
-        self.labels = [" ".join(f"{name}={value}" for name, value in zip(names, row)) for row in rows]
+        self.labels = [combination_name(names, row, between=" ") for row in rows]
 
     def draw(self, net: torch.nn.Module, nimg: int, device: torch.device) -> Path:
         images = render(net, self._z, self._attributes, device)

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similarity
@@ -22,8 +20,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similar
 from mien.errors import UserError, did_you_mean
 from mien.explore import regions
 from mien.explore.activations import changed, find_layer, record
-from mien.explore.edit import ChannelsStep, Edit, apply, generate
+from mien.explore.edit import ChannelsStep, Edit, apply
+from mien.explore.edit_effects import Judge
 from mien.explore.load import LoadedGenerator
+from mien.explore.sample import generate
 from mien.models.pictures import to_uint8
 
 ORDERS = ("gain", "both", "weight")
@@ -36,15 +36,6 @@ PLACES = {  # where a judged attribute shows; the others show in no one place
     **dict.fromkeys(("Bangs", "Bald", "Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair", "Wearing_Hat", "Receding_Hairline"), "hair"),
     **dict.fromkeys(("Big_Nose", "Pointy_Nose"), "nose"), "Rosy_Cheeks": "skin", "Pale_Skin": "skin",
 }  # fmt: skip
-
-
-class Judge(Protocol):
-    """What grades faces, for attributes, side effects and identity, images uint8 [N, 3, R, R]. `metrics.judge.Judge` is one."""
-
-    @property
-    def attribute_names(self) -> tuple[str, ...]: ...
-
-    def features_and_probabilities(self, images: Tensor) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 @dataclass(frozen=True)
@@ -194,7 +185,7 @@ def silenced(generator: LoadedGenerator, z: Tensor, attributes: Tensor, layer: s
     with record(net, [layer]) as seen:
         net(z.to(device), attributes.to(device))
     channels, side = seen[layer].shape[1], seen[layer].shape[-1]
-    gone = regions.box_mask(tuple(where), side).to(device) if where else torch.ones(side, side, device=device)
+    gone = regions.mask_of(where, side).to(device)
     together = max(1, ROWS // count)
     while done < channels:
         block = torch.arange(done, min(done + together, channels), device=device)
@@ -235,7 +226,7 @@ def _weights(activation: Tensor, faces: Look, target: Target) -> tuple[Tensor, T
     if target.is_part:
         masks = regions.resized(regions.part_masks(faces.images, target.name, target.crop), side)
     else:  # faces are the examples: the mean over the attribute's place against the judge's word
-        place = regions.box_mask(target.boxes(), side) if target.part else torch.ones(side, side)
+        place = regions.mask_of(target.boxes(), side)
         masks = (faces.presence[target.name] > 0.5).float()[:, None, None]
         activation = ((activation * place).sum((2, 3)) / place.sum())[..., None, None]
     inside = (masks > 0.5).float()[:, None]
@@ -264,7 +255,7 @@ def compare(before: Look, after: Look, target: Target) -> Outcome:
         paired = share - had / had.mean().clamp(min=1e-6)
         error[name] = float(paired.std() / len(had) ** 0.5) if len(had) > 1 else 0.0
     change = (after.images - before.images).abs().mean(1) / 2  # [N, R, R]
-    place = regions.box_mask(target.boxes(), change.shape[-1]) if target.part else torch.ones_like(change[0])
+    place = regions.mask_of(target.boxes(), change.shape[-1])
     same = None if before.features is None or after.features is None else float(cosine_similarity(before.features, after.features).mean())
     inside = float((change * place).sum() / place.sum() / len(change))
     outside = float((change * (1 - place)).sum() / (1 - place).sum().clamp(min=1) / len(change))
@@ -334,7 +325,7 @@ def channels_at(generator: LoadedGenerator, z: Tensor, attributes: Tensor, layer
     if not (0 <= x <= 1 and 0 <= y <= 1):
         raise UserError(f"The point ({x:g}, {y:g}) is outside the picture: both are shares from 0 to 1.")
     box = (max(x - radius, 0.0), max(y - radius, 0.0), min(x + radius, 1.0), min(y + radius, 1.0))
-    before = generator.net.eval()(z.to(generator.device), attributes.to(generator.device)).float().cpu()
+    before = generate(generator, z, attributes, batch=1)
     mask = regions.box_mask((box,), generator.size)
     found = []
     for channel, after in enumerate(silenced(generator, z, attributes, layer, where=(box,))):

@@ -26,8 +26,8 @@ from torch.nn import functional as F
 from mien.explore.encoder import Encoder
 from mien.explore.invert import FaceFeatures, Objective, draw, optimise
 from mien.explore.load import LoadedGenerator
-from mien.models.classifier import INPUT_PX, FaceClassifier
-from mien.models.pictures import to_uint8
+from mien.models.classifier import INPUT_PX, FaceClassifier, resized
+from mien.models.pictures import to_float, to_uint8
 
 MEASURES = ("residual", "worst_place", "feature_gap", "strangeness", "layout")
 STEPS = 20
@@ -68,12 +68,12 @@ def redraw(
     eye = FaceFeatures(classifier)
     parts: list[tuple[Tensor, ...]] = []
     for part in images.split(batch):
-        pixels = part.to(generator.device).float() / 127.5 - 1
+        pixels = to_float(part.to(generator.device))
         objective = Objective(pixels, None)  # pixels only: cheap, and the features stay an independent witness
         z, attributes = encoder.encode(pixels)
         z, attributes, _ = optimise(generator.net, objective, z, attributes, steps=steps, lr=0.1, free_condition=True)
         drawn = to_uint8(draw(generator, z, attributes))
-        again = drawn.float() / 127.5 - 1
+        again = to_float(drawn)
         cells = F.adaptive_avg_pool2d((again - pixels).square().mean(1), CELLS)
         seen, redrawn = eye.final(pixels), eye.final(again)
         gap = 1 - F.cosine_similarity(seen, redrawn)
@@ -87,15 +87,8 @@ def redraw(
 @torch.no_grad()
 def middle_map(classifier: FaceClassifier, images: Tensor) -> Tensor:
     """images float [N, 3, R, R] in -1..1 -> the last map of the classifier that is CELLS wide, [N, C, CELLS, CELLS]."""
-    if images.shape[-1] != INPUT_PX:
-        images = F.interpolate(images, size=(INPUT_PX, INPUT_PX), mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
-    x = classifier.stem(images)
-    for block in classifier.blocks:
-        after = block(x)
-        if after.shape[-1] < CELLS:
-            break
-        x = after
-    return x
+    maps = classifier.maps(resized(images, INPUT_PX, -1, 1))
+    return next(each for each in reversed(maps) if each.shape[-1] >= CELLS)
 
 
 @dataclass(frozen=True)

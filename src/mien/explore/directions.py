@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from mien.errors import UserError, did_you_mean
 from mien.explore.activations import layer_names, record
-from mien.explore.edit import generate
 from mien.explore.edit_effects import Judge, look, population
 from mien.explore.load import LoadedGenerator
+from mien.explore.sample import generate
 
 LEAST = 20  # faces that must have an attribute, and as many that must not, before a probe is fitted
 SAME = 0.1  # of a direction's length: less than this left after orthogonalising, and the directions are the same

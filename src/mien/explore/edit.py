@@ -17,14 +17,13 @@ from torch import Tensor
 from mien.errors import UserError, did_you_mean
 from mien.explore.activations import changed, layer_names
 from mien.explore.load import LoadedGenerator
-from mien.explore.sample import HIGHEST, LOWEST
+from mien.explore.regions import Box, mask_of
+from mien.explore.sample import HIGHEST, LOWEST, generate
 
 FORMAT = "mien-edit/1"
 ACTIONS = ("silence", "scale", "insert")
 MAX_STRENGTH = 100.0
 MAX_STEPS = 1000
-
-Region = tuple[float, float, float, float]  # x0, y0, x1, y1 as shares of the picture, from its upper left
 
 
 # ------------------------------------------------------------------------------------------------------------------------------
@@ -73,7 +72,7 @@ class ChannelsStep:
     channels: tuple[int, ...]
     action: str = "silence"
     value: float = 0.0
-    region: Region | None = None
+    region: Box | None = None  # as shares of the picture
     kind: ClassVar[str] = "channels"
 
 
@@ -187,7 +186,7 @@ def _channels(value: Any) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _region(value: Any) -> Region | None:
+def _region(value: Any) -> Box | None:
     if value is None:
         return None
     if not isinstance(value, list) or len(value) != 4:
@@ -265,17 +264,6 @@ def check_strength(strength: float) -> None:
         raise UserError(f"Strength {strength:g} is outside {-MAX_STRENGTH:g}..{MAX_STRENGTH:g}: 0 changes nothing, 1 is the edit as made.")
 
 
-@torch.no_grad()
-def generate(generator: LoadedGenerator, z: Tensor, attributes: Tensor, *, batch: int = 64) -> Tensor:
-    """As `sample.render`, before pixels are rounded: float32 [N, 3, R, R] in -1..1 on the CPU, each face's bits its own."""
-    net, device = generator.net.eval(), generator.device
-    images = [torch.empty(0, 3, generator.size, generator.size)]
-    for start in range(0, len(z), batch):
-        rows = torch.arange(start, start + batch).clamp(max=len(z) - 1)
-        images.append(net(z[rows].to(device), attributes[rows].to(device))[: len(z) - start].float().cpu())
-    return torch.cat(images).contiguous()
-
-
 def _layer_changes(edit: Edit, strength: float) -> dict[str, Callable[[Tensor], Tensor]]:
     """Layer -> function of its output that does all the edit's channel steps there, in order."""
     by_layer: dict[str, list[ChannelsStep]] = {}
@@ -298,23 +286,10 @@ def change_channels(activation: Tensor, step: ChannelsStep, *, strength: float =
     channels = torch.tensor(step.channels, device=activation.device)
     before = activation[:, channels]
     after = before * step.value if step.action == "scale" else torch.full_like(before, step.value if step.action == "insert" else 0.0)
-    weights = strength * region_weights(step.region, *activation.shape[2:]).to(activation)
+    weights = strength * mask_of((step.region,) if step.region else (), activation.shape[-1]).to(activation)
     result = activation.clone()
     result[:, channels] = torch.lerp(before, after, weights)
     return result
-
-
-def region_weights(region: Region | None, height: int, width: int) -> Tensor:
-    """float32 [height, width] in 0..1: the share of each cell of a map that the region covers; ones for None."""
-    if region is None:
-        return torch.ones(height, width)
-    x0, y0, x1, y1 = region
-
-    def covered(low: float, high: float, cells: int) -> Tensor:
-        left = torch.arange(cells, dtype=torch.float32)
-        return ((left + 1).clamp(max=high * cells) - left.clamp(min=low * cells)).clamp(min=0)
-
-    return covered(y0, y1, height)[:, None] * covered(x0, x1, width)[None, :]
 
 
 def condition_edit(to: Mapping[str, float], *, model: str | None = None) -> Edit:

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mien.explore.edit import ConditionStep, DirectionStep, Edit, Region, apply, generate, region_weights
+from mien.explore.edit import ConditionStep, DirectionStep, Edit, apply
 from mien.explore.latents import latents
 from mien.explore.load import LoadedGenerator
-from mien.explore.sample import attribute_rows
+from mien.explore.regions import Box, box_mask
+from mien.explore.sample import attribute_rows, generate
 from mien.models.pictures import to_uint8
 
 RESAMPLES = 1000
@@ -21,7 +22,7 @@ Z95 = 1.959964
 
 
 class Judge(Protocol):
-    """What grades faces: attribute probabilities and features of uint8 images [N, 3, R, R]. `metrics.judge.Judge` is one."""
+    """What grades faces: features and attribute probabilities of uint8 images [N, 3, R, R]. `metrics.judge.Judge` is one."""
 
     @property
     def attribute_names(self) -> tuple[str, ...]: ...
@@ -137,7 +138,7 @@ def measure_edit(
     *,
     strength: float = 1.0,
     target: str | None = None,
-    region: Region | None = None,
+    region: Box | None = None,
     before: Look | None = None,
 ) -> Effect:
     """The effect of an edit on the faces of z [N, Z], attributes [N, A], N > 0.
@@ -155,7 +156,7 @@ def measure_edit(
 
 
 def compare(before: Look, after: Look, names: tuple[str, ...], *, strength: float = 1.0, target: str | None = None, side: int = 1,
-            meant: Collection[str] = (), region: Region | None = None) -> Effect:
+            meant: Collection[str] = (), region: Box | None = None) -> Effect:
     """The effect that made `after` of `before`, face by face. names: of the J judged attributes; meant: those that are no leak."""
     count = len(before.images)
     weights = _bootstrap_weights(count)
@@ -167,7 +168,7 @@ def compare(before: Look, after: Look, names: tuple[str, ...], *, strength: floa
     pixel_change = (after.images.float() - before.images.float()).abs().mean(dim=1) / 255  # [N, R, R]
     inside = outside = None
     if region is not None:
-        share = region_weights(region, *pixel_change.shape[1:])
+        share = box_mask((region,), pixel_change.shape[-1])
         inside = _mean(((pixel_change * share).sum((1, 2)) / share.sum()).numpy(), weights)
         outside = _mean(((pixel_change * (1 - share)).sum((1, 2)) / (1 - share).sum().clamp(min=1e-9)).numpy(), weights)
     on_target = _on_target(before, after, names.index(target), side, weights) if target is not None else {}

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from mien.explore.load import LoadedGenerator
 from mien.explore.sample import attribute_rows
+from mien.models.pictures import to_float
 
 MAX_PX = 32  # larger images are averaged down to this: what the latent decides is seen there, at a quarter of the cost
 MAX_WIDTH = 256
@@ -106,7 +107,7 @@ def train_encoder(
                 images = net(z, attributes)
                 if reals is not None:
                     chosen = torch.randint(len(reals), (recipe.batch,))
-                    images = torch.cat([images, reals[chosen].to(device).float() / 127.5 - 1])
+                    images = torch.cat([images, to_float(reals[chosen].to(device))])
                     if real_attributes is not None:
                         attributes = torch.cat([attributes, real_attributes[chosen].to(device).float()])
             loss = _loss(encoder, net, images, z, attributes)

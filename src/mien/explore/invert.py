@@ -26,8 +26,8 @@ from mien.explore.encoder import Encoder, pixel_loss
 from mien.explore.latents import latents
 from mien.explore.load import LoadedGenerator
 from mien.explore.sample import attribute_rows
-from mien.models.classifier import INPUT_PX, FaceClassifier
-from mien.models.pictures import to_uint8
+from mien.models.classifier import INPUT_PX, FaceClassifier, resized
+from mien.models.pictures import to_float, to_uint8
 
 FORMAT = "mien-inversion/1"
 PIXEL_WEIGHT = 10.0  # brings the pixels' part of the loss (squared, -1..1) to the size of the features' part, near 0.5 at the start
@@ -143,16 +143,8 @@ class FaceFeatures:
 
     def __call__(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
         """([N, C, H, W] of each size the network works at, channels scaled to length 1 at each place; final features [N, F])."""
-        if images.shape[-1] != INPUT_PX:
-            images = F.interpolate(images, size=(INPUT_PX, INPUT_PX), mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
-        x = self.net.stem(images)
-        maps = [x]
-        for block in self.net.blocks:
-            x = block(x)
-            if x.shape == maps[-1].shape:
-                maps.pop()
-            maps.append(x)
-        final = self.net.norm((F.adaptive_avg_pool2d(x, self.net.window.shape[-1]).float() * self.net.window).sum(dim=(2, 3)))
+        maps = self.net.maps(resized(images, INPUT_PX, -1, 1))
+        final = self.net.windowed(maps[-1])
         return [F.normalize(each, dim=1) for each in maps], final
 
     @torch.no_grad()
@@ -185,7 +177,7 @@ class Objective:
 
 def errors(images: Tensor, target: Tensor, eye: FaceFeatures | None) -> list[Errors]:
     """Errors of each of images [N, 3, R, R] (float, -1..1; rounded to pixels first) against target, of the same shape."""
-    images = to_uint8(images).float() / 127.5 - 1
+    images = to_float(to_uint8(images))
     rmse = 127.5 * (images - target).square().mean((1, 2, 3)).sqrt()
     scales = 127.5 * pixel_loss(images, target).sqrt()
     apart = (1 - F.cosine_similarity(eye.final(images), eye.final(target))).tolist() if eye else [None] * len(images)
@@ -343,7 +335,7 @@ def invert(
     if target.dtype != torch.uint8 or tuple(target.shape) != (1, 3, generator.size, generator.size):
         raise ValueError(f"invert takes uint8 [1, 3, {generator.size}, {generator.size}], got {target.dtype} {list(target.shape)}")
     settings, device, began = settings or Settings(), generator.device, time.monotonic()
-    pixels = target.to(device).float() / 127.5 - 1
+    pixels = to_float(target.to(device))
     eye = FaceFeatures(classifier) if classifier is not None else None
     objective = Objective(pixels, eye)
     pictures: dict[str, Tensor] = {}
@@ -380,12 +372,12 @@ def references(generator: LoadedGenerator, target: Tensor, *, encoder: Encoder |
     """
     z = latents(range(REFERENCE_FACES, REFERENCE_FACES + 64), generator.z_dim).to(generator.device)
     attributes = attribute_rows(generator, {}, 64, REFERENCE_FACES).to(generator.device)
-    faces = to_uint8(draw(generator, z, attributes)).float() / 127.5 - 1
+    faces = to_float(to_uint8(draw(generator, z, attributes)))
     eye = FaceFeatures(classifier) if classifier is not None else None
     few, held = faces[:count], attributes[:count]
     start = encoder.encode(few)[0] if encoder else torch.zeros_like(z[:count])
     found, condition, _ = search(generator, Objective(few, eye), start, held, settings, on_step)
-    photo = (target.to(generator.device).float() / 127.5 - 1).expand_as(faces)
+    photo = to_float(target.to(generator.device)).expand_as(faces)
     return {"floor": _median(errors(draw(generator, found, condition), few, eye)), "ceiling": _median(errors(faces, photo, eye))}
 
 

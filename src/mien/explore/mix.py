@@ -18,7 +18,8 @@ from torch import Tensor
 from mien.errors import UserError, did_you_mean
 from mien.explore.activations import changed, find_layer, layer_names, record
 from mien.explore.load import LoadedGenerator
-from mien.explore.regions import Box, box_mask
+from mien.explore.regions import Box, mask_of
+from mien.explore.sample import generate
 
 MODES = ("statistics", "whole")
 GROUPS = ("coarse", "middle", "fine", "all")
@@ -59,7 +60,7 @@ def with_statistics(content: Tensor, style: Tensor) -> Tensor:
 def replaced(content: Tensor, style: Tensor, *, mode: str, strength: float, where: Sequence[Box]) -> Tensor:
     """Content [N, C, H, W] on its way to style's statistics or values, by strength and in the boxes `where` (shares; none: everywhere)."""
     new = with_statistics(content, style) if mode == "statistics" else style
-    place = box_mask(tuple(where), content.shape[-1]).to(content) if where else torch.ones_like(content[0, 0])
+    place = mask_of(where, content.shape[-1]).to(content)
     return torch.lerp(content, new, strength * place)
 
 
@@ -78,15 +79,14 @@ def mix(generator: LoadedGenerator, content: tuple[Tensor, Tensor], style: tuple
         raise UserError(f"Strength {strength:g} is outside 0..2: 0 is the content's face, 1 the whole change.")
     for name in layers:
         find_layer(generator.net, name)
-    net, device = generator.net.eval(), generator.device
     images = [torch.empty(0, 3, generator.size, generator.size)]
     for start in range(0, len(content[0]), batch):
-        rows = slice(start, start + batch)
-        with record(net, layers) as own:
-            net(*(each[rows].to(device) for each in style))
-        changes = {name: partial(replaced, style=own[name], mode=mode, strength=strength, where=where) for name in layers}
-        with changed(net, changes):
-            images.append(net(*(each[rows].to(device) for each in content)).float().cpu())
+        own_z, own_rows, style_z, style_rows = (each[start : start + batch] for each in (*content, *style))
+        with record(generator.net, layers) as seen:
+            generate(generator, style_z, style_rows, batch=len(style_z))
+        changes = {name: partial(replaced, style=seen[name], mode=mode, strength=strength, where=where) for name in layers}
+        with changed(generator.net, changes):
+            images.append(generate(generator, own_z, own_rows, batch=len(own_z)))
     return torch.cat(images)
 
 

@@ -10,7 +10,7 @@ ends hair or background begins, and background is what looks like the nearer upp
 is therefore not seen.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch.nn.functional import conv2d, interpolate
 
 from mien.errors import UserError, did_you_mean
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom
+Box = tuple[float, float, float, float]  # left, top, right, bottom, from the upper left
 
 FRAME = (178, 218)
 CROPS: dict[str, Box] = {
@@ -71,7 +71,7 @@ def boxes(part: str, crop: str) -> tuple[Box, ...]:
     return tuple(box for box in cut if box[0] < box[2] and box[1] < box[3])
 
 
-def box_mask(shares: tuple[Box, ...], side: int) -> Tensor:
+def box_mask(shares: Sequence[Box], side: int) -> Tensor:
     """float32 [side, side]: the share of each cell of a side x side grid that the union of the boxes (disjoint) covers, 0..1."""
     edges = torch.arange(side + 1, dtype=torch.float32) / side
     mask = torch.zeros(side, side)
@@ -80,6 +80,11 @@ def box_mask(shares: tuple[Box, ...], side: int) -> Tensor:
         down = (edges[1:].clamp(max=y1) - edges[:-1].clamp(min=y0)).clamp(min=0) * side
         mask += down[:, None] * across
     return mask.clamp(max=1)
+
+
+def mask_of(where: Sequence[Box], side: int) -> Tensor:
+    """As `box_mask`, but no boxes are everywhere: ones."""
+    return box_mask(where, side) if where else torch.ones(side, side)
 
 
 def ellipse_mask(ellipse: tuple[float, float, float, float], crop: str, side: int) -> Tensor:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from mien.combinations import parse_facts
 from mien.errors import UserError, did_you_mean
 from mien.explore.load import LoadedGenerator
 from mien.models.latents import at_shares, chosen
@@ -23,17 +24,28 @@ BALANCES = ("none", "data", "uniform")
 
 @torch.inference_mode()
 def render(generator: LoadedGenerator, z: Tensor, attributes: Tensor, *, batch: int = 64) -> Tensor:
-    """z [N, Z], attributes [N, A] -> uint8 [N, 3, R, R] on the CPU.
+    """z [N, Z], attributes [N, A] -> uint8 [N, 3, R, R] on the CPU, each face's bits its own."""
+    none = torch.empty(0, 3, generator.size, generator.size, dtype=torch.uint8)
+    return torch.cat([none, *(to_uint8(images).cpu() for images in _drawn(generator, z, attributes, batch))]).contiguous()
+
+
+@torch.no_grad()
+def generate(generator: LoadedGenerator, z: Tensor, attributes: Tensor, *, batch: int = 64) -> Tensor:
+    """As `render`, before pixels are rounded: float32 [N, 3, R, R] in -1..1."""
+    none = torch.empty(0, 3, generator.size, generator.size)
+    return torch.cat([none, *(images.float().cpu() for images in _drawn(generator, z, attributes, batch))]).contiguous()
+
+
+def _drawn(generator: LoadedGenerator, z: Tensor, attributes: Tensor, batch: int) -> Iterator[Tensor]:
+    """The network's images, at most `batch` at a time, where it is.
 
     Every call of the network sees exactly `batch` rows, the last ones repeats: kernels are chosen by shape, so a face's bits do not
     depend on how many others were asked for.
     """
     net, device = generator.net.eval(), generator.device
-    images = []
     for start in range(0, len(z), batch):
         rows = torch.arange(start, start + batch).clamp(max=len(z) - 1)
-        images.append(to_uint8(net(z[rows].to(device), attributes[rows].to(device)))[: len(z) - start].cpu())
-    return torch.cat(images).contiguous() if images else torch.empty(0, 3, generator.size, generator.size, dtype=torch.uint8)
+        yield net(z[rows].to(device), attributes[rows].to(device))[: len(z) - start]
 
 
 # ------------------------------------------------------------------------------------------------------------------------------
@@ -41,13 +53,13 @@ def render(generator: LoadedGenerator, z: Tensor, attributes: Tensor, *, batch: 
 
 
 def parse_where(text: str | None, names: Sequence[str]) -> dict[str, float]:
-    """'Male=1,Smiling=0' -> {'Male': 1.0, 'Smiling': 0.0}. Raises UserError for an unknown attribute or a value outside -2..3.
+    """'Male=1,Smiling=0' -> {'Male': 1.0, 'Smiling': 0.0}. Raises UserError for an unknown attribute, one named
+    twice or a value outside -2..3.
 
     0 and 1 are what training showed; between them the generator interpolates, beyond them it extrapolates, and may draw no face at all.
     """
     where: dict[str, float] = {}
-    for part in filter(None, (text or "").replace(" ", "").split(",")):
-        name, equals, value = part.partition("=")
+    for name, value in parse_facts(text).items():
         if name not in names:
             known = f"this model knows {', '.join(names)}" if names else "this model was trained without attributes"
             raise UserError(f"No attribute {name!r}: {known}.{did_you_mean(name, names)}")
@@ -55,8 +67,8 @@ def parse_where(text: str | None, names: Sequence[str]) -> dict[str, float]:
             number = float(value)
         except ValueError:
             number = math.nan
-        if not equals or not LOWEST <= number <= HIGHEST:
-            raise UserError(f"{part!r}: write {name}=1, {name}=0 or a value from {LOWEST:g} to {HIGHEST:g} (beyond 0..1: extrapolation).")
+        if not LOWEST <= number <= HIGHEST:
+            raise UserError(f"{name}={value}: write {name}=1, {name}=0 or from {LOWEST:g} to {HIGHEST:g} (beyond 0..1: extrapolation).")
         where[name] = number
     return where
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from mien.combinations import combination_name
 from mien.errors import UserError
-from mien.metrics.face_sets import SEED_STRIDE, combination_name, combinations_of
+from mien.metrics.face_sets import SEED_STRIDE, combinations_of
 from mien.metrics.protocol import Z95, Estimate
 
 if TYPE_CHECKING:
@@ -234,7 +235,7 @@ def combination_confusion(probabilities: np.ndarray, conditions: np.ndarray, col
     table: dict[str, Any] = {}
     for row, which in combinations_of(conditions.astype(np.uint8)):
         judged = combinations_of(said[which])
-        table[combination_name(row, asked)] = {combination_name(r, asked): len(w) / len(which) for r, w in judged}
+        table[combination_name(asked, row)] = {combination_name(asked, r): len(w) / len(which) for r, w in judged}
     return table
 
 
@@ -274,7 +275,7 @@ def rare_combinations(generator: LoadedGenerator, judge: Judge, real_attributes:
     for i in rare:
         probabilities, _ = see(generator, judge, z, np.tile(rows[i], (SWEEP_FACES, 1)))
         right = (probabilities[:, list(columns)] >= 0.5) == (rows[i][list(which)] == 1)
-        found.append({"combination": combination_name(rows[i], generator.attribute_names), "share_of_reals": float(shares[i]),
+        found.append({"combination": combination_name(generator.attribute_names, rows[i]), "share_of_reals": float(shares[i]),
                       "all_right": float(right.all(axis=1).mean()), "each": {n: float(v) for n, v in zip(asked, right.mean(axis=0))}})
     return found
 

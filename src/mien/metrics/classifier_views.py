@@ -10,6 +10,8 @@ from PIL import Image
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from mien.models.pictures import to_float, to_uint8
+
 MOVED_SHARE = 0.6                # rotated and zoomed; the others are only mirrored and shifted by whole pixels, so they stay sharp
 MAX_SHIFT = 1 / 16               # of the side
 MAX_ANGLE = math.radians(10)
@@ -72,13 +74,13 @@ def shrink_and_grow(images: Tensor, factor: float) -> Tensor:
 
 def jpeg(images: Tensor, qualities: list[int]) -> Tensor:
     """Each image through a JPEG file of its own quality."""
-    arrays = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    arrays = to_uint8(images).permute(0, 2, 3, 1).numpy()
     decoded = []
     for array, quality in zip(arrays, qualities, strict=True):
         file = io.BytesIO()
         Image.fromarray(np.ascontiguousarray(array)).save(file, "JPEG", quality=quality)
         decoded.append(np.asarray(Image.open(file)))
-    return torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return to_float(torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2))
 
 
 def noise(shape: torch.Size, generator: Generator) -> Tensor:

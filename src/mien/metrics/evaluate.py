@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mien.combinations import combination_name
 from mien.data.store import FaceStore
 from mien.errors import UserError, did_you_mean
 from mien.metrics import attribute_control as control
 from mien.metrics import latent_quality as latent
-from mien.metrics.face_sets import combination_name, combinations_of
+from mien.metrics.face_sets import combinations_of
 from mien.metrics.fid import bias_curve, fd_from_features, metric_name
 from mien.metrics.groups import group_shares
 from mien.metrics.kid import kid_from_features, kid_over_subsets
@@ -159,7 +160,7 @@ def _combinations(subject: Subject) -> list[tuple[str, np.ndarray, np.ndarray, n
     if not names:
         return []
     if len(names) <= MOST_CROSSED:
-        groups = [(combination_name(row, names), list(range(len(names))), row) for row, _ in combinations_of(subject.real.attributes)]
+        groups = [(combination_name(names, row), list(range(len(names))), row) for row, _ in combinations_of(subject.real.attributes)]
     else:
         groups = [(f"{name}={value}", [column], np.array([value])) for column, name in enumerate(names) for value in (1, 0)]
     found = []

@@ -180,11 +180,6 @@ def _codes(rows: np.ndarray) -> np.ndarray:
     return np.array([row.tobytes().hex() for row in packed])
 
 
-def combination_name(row: Sequence[int] | np.ndarray, attribute_names: Sequence[str]) -> str:
-    """'Male=1,Smiling=0'."""
-    return ",".join(f"{name}={int(value)}" for name, value in zip(attribute_names, row))
-
-
 def combinations_of(rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """[(row [A], which [n] rows are it)] of the distinct rows of [N, A], the commonest first."""
     distinct, inverse, counts = np.unique(rows, axis=0, return_inverse=True, return_counts=True)

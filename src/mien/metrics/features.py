@@ -18,6 +18,7 @@ from mien.data.store import file_sha256
 from mien.errors import UserError, did_you_mean
 from mien.metrics import backbones
 from mien.metrics.precision import arithmetic, check_precision
+from mien.models.pictures import to_float
 
 BATCH = 64
 IN_BF16 = ("face", "pixels", "random")  # the first was shown to give the same scores (docs/benchmarks.md), the others are for tests
@@ -149,7 +150,7 @@ class RandomNet(nn.Module):
              for into, out in zip(widths, widths[1:])])
 
     def forward(self, images: Tensor) -> Tensor:
-        x = images.float() / 127.5 - 1
+        x = to_float(images)
         for kernel in self.kernels:
             x = F.leaky_relu(F.conv2d(x, kernel, stride=2, padding=1), 0.2)
         x = x.float()

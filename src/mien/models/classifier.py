@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mien.errors import UserError
+from mien.models.pictures import to_float
 
 FORMAT = "mien-classifier/1"
 INPUT_PX = 64
@@ -31,10 +32,14 @@ def prepare_images(images: Tensor, size_px: int = INPUT_PX) -> Tensor:
     Images of another size are resized in float32 by antialiased bicubic interpolation (`torch.nn.functional.interpolate`,
     align_corners=False) and clamped to 0..255, not rounded; images of that size are passed as they are. Then x / 127.5 - 1.
     """
-    floats = images.to(torch.float32)
-    if floats.shape[-1] != size_px or floats.shape[-2] != size_px:
-        floats = F.interpolate(floats, size=(size_px, size_px), mode="bicubic", antialias=True, align_corners=False).clamp(0, 255)
-    return floats / 127.5 - 1
+    return to_float(resized(images.float(), size_px, 0, 255))
+
+
+def resized(images: Tensor, size_px: int, low: float, high: float) -> Tensor:
+    """float [N, 3, R, R] at size_px by antialiased bicubic interpolation, clamped to low..high, for it overshoots; itself at that size."""
+    if images.shape[-1] == size_px and images.shape[-2] == size_px:
+        return images
+    return F.interpolate(images, size=(size_px, size_px), mode="bicubic", antialias=True, align_corners=False).clamp(low, high)
 
 
 class ResidualBlock(nn.Module):
@@ -87,7 +92,20 @@ class FaceClassifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """float [N, 3, R, R] in -1..1 -> float32 [N, F]: the windowed, normalised last map, what the linear head sees."""
-        x = self.blocks(self.stem(images))                          # [N, C, R/16, R/16]
+        return self.windowed(self.maps(images)[-1])
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """float [N, 3, R, R] in -1..1 -> the last map of each size that the network works at, [N, C, R/2, R/2] to [N, C, R/16, R/16]."""
+        maps = [self.stem(images)]
+        for block in self.blocks:
+            x = block(maps[-1])
+            if x.shape == maps[-1].shape:
+                maps.pop()
+            maps.append(x)
+        return maps
+
+    def windowed(self, x: Tensor) -> Tensor:
+        """The features of a last map [N, C, R/16, R/16]."""
         x = F.adaptive_avg_pool2d(x, POOL_PX).float()               # [N, C, 4, 4]; itself at 64 px, repeated below
         return self.norm((x * self.window).sum(dim=(2, 3)))         # [N, C]
 

@@ -149,7 +149,8 @@ class Work:
     def report(self, ranking: Ranking, choice: Choice | None, edit: Edit, action: str) -> dict[str, Any]:
         """What ablation.json says: the choice, the effects on fresh faces, the attributes that moved most, the trials."""
         from mien.explore.ablate import compare, look
-        from mien.explore.edit import apply, generate
+        from mien.explore.edit import apply
+        from mien.explore.sample import generate
 
         faces = self.faces(FIRST_MEASURE, MEASURE_FACES)
         before = look(generate(self.generator, *faces), self.target, self.judge)
@@ -168,8 +169,8 @@ class Work:
         """The faces before and after, a row each."""
         import torch
 
-        from mien.explore.edit import apply, generate
-        from mien.explore.sample import labelled_grid
+        from mien.explore.edit import apply
+        from mien.explore.sample import generate, labelled_grid
         from mien.models.pictures import to_uint8
 
         faces = self.faces(0, count)

@@ -84,11 +84,11 @@ def anomaly(
 def _score(generator: LoadedGenerator, judge: Any, known: Witness, files: list[Path],
            crop: str) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:  # fmt: skip
     """A row a readable picture (file, score, percentile, measures, both pictures of the strangest), and (file, reason) of the others."""
-    import numpy as np
     import torch
 
     from mien.apps.photos import align, read_photo, trained_crop
     from mien.explore.anomaly import MEASURES, redraw
+    from mien.models.pictures import one_picture
 
     rows: list[dict[str, Any]] = []
     skipped: list[tuple[str, str]] = []
@@ -98,12 +98,12 @@ def _score(generator: LoadedGenerator, judge: Any, known: Witness, files: list[P
             for path in files[first : first + CHUNK]:
                 try:
                     aligned = align(read_photo(path), crop=trained_crop(generator), size=generator.size, method=crop)
-                    images.append(torch.from_numpy(np.ascontiguousarray(aligned.image.transpose(2, 0, 1))))
+                    images.append(one_picture(aligned.image))
                     names.append(path.name)
                 except UserError as error:
                     skipped.append((path.name, str(error)))
             if images:
-                batch = torch.stack(images)
+                batch = torch.cat(images)
                 again = redraw(generator, known.encoder, judge.net, batch)
                 scores = known.calibration.scores(again)
                 measures, percentiles = known.calibration.z_values(again).tolist(), known.calibration.percentiles(scores).tolist()

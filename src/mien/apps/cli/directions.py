@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mien.apps.cli.console import note, print_json, print_table, progress, say
+from mien.combinations import parse_facts
 from mien.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -204,10 +205,10 @@ def parse_sum(text: str) -> list[tuple[int, dict[str, int]]]:
         if part in ("+", "\N{MINUS SIGN}"):
             sign = 1 if part == "+" else -1
             continue
-        pairs = [pair.partition("=") for pair in part.split(",") if pair]
-        if any(value not in ("0", "1") or not name for name, _, value in pairs):
+        facts = parse_facts(part)
+        if any(value not in ("0", "1") or not name for name, value in facts.items()):
             raise UserError(f"--sum {part}: write attributes as A=1,B=0, terms with ' + ' and ' - ' between.")
-        terms.append((sign, {name: int(value) for name, _, value in pairs}))
+        terms.append((sign, {name: int(value) for name, value in facts.items()}))
     if not 2 <= len(terms) <= 8 or sum(sign for sign, _ in terms) != 1:
         raise UserError("--sum adds 2 to 8 mean faces, one more plus than minus, for example 'A=1,B=0 - A=0,B=0 + A=0,B=1'.")
     return terms

@@ -178,9 +178,10 @@ def _photo(generator: LoadedGenerator, judge: FaceJudge, path: Path, crop: str) 
     import torch
 
     from mien.apps.photos import align, read_photo, trained_crop
+    from mien.models.pictures import one_picture
 
     aligned = align(read_photo(path), crop=trained_crop(generator), size=generator.size, method=crop)
-    target = torch.from_numpy(aligned.image).permute(2, 0, 1)[None].contiguous()
+    target = one_picture(aligned.image)
     known = [each for each in generator.attribute_names if each in judge.attribute_names]
     judged = judge.features_and_probabilities(target)[1][0]
     rows = torch.tensor([[float(judged[judge.attribute_names.index(each)] >= 0.5) for each in known]])

@@ -89,13 +89,13 @@ def _check(out: Path) -> None:
 
 def _search(generator: LoadedGenerator, judge: Judge, encoder: Any, image: Any, settings: Settings, compare: int) -> tuple[Inversion, dict]:
     """The inversion with the judge's condition (where it knows all attributes), and the errors it is set beside."""
-    import numpy as np
     import torch
 
     from mien.explore.invert import invert as search
     from mien.explore.invert import references
+    from mien.models.pictures import one_picture
 
-    target = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
+    target = one_picture(image)
     names, given = generator.attribute_names, None
     if names and all(name in judge.attribute_names for name in names):
         given = torch.from_numpy(judge.probabilities(target))[:, [judge.column(name) for name in names]]
@@ -115,9 +115,9 @@ def _write(found: Inversion, photo: Any, out: Path, about: dict[str, Any]) -> No
     import torch
 
     from mien.apps.cli.strips import captioned_sheet, save_picture, save_text
-    from mien.models.pictures import to_uint8
+    from mien.models.pictures import one_picture, to_uint8
 
-    pictures = [torch.from_numpy(photo.copy()).permute(2, 0, 1)[None], *(to_uint8(each) for each in found.pictures.values())]
+    pictures = [one_picture(photo), *(to_uint8(each) for each in found.pictures.values())]
     names = ["photo", *(STAGES[stage] for stage in found.pictures)]
     save_picture(captioned_sheet(torch.cat(pictures), rows=[""], columns=names), out)
     save_text(found.to_json(about), out.with_suffix(".json"))

@@ -88,8 +88,7 @@ def _sheet(generator: LoadedGenerator, mixed: Any, faces: list[tuple[Any, Any]],
     """The table with contents down the left and styles along the top, each with its number."""
     import torch
 
-    from mien.explore.edit import generate
-    from mien.explore.sample import labelled_grid
+    from mien.explore.sample import generate, labelled_grid
     from mien.models.pictures import to_uint8
 
     contents, styles = (generate(generator, *each) for each in faces)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mien.combinations import combination_name
 from mien.config import flatten
 from mien.explore.load import LoadedGenerator
 from mien.reports import findings
@@ -272,11 +273,11 @@ def _about_groups(meta: Mapping[str, Any], scores: Sequence[Mapping[str, Any]]) 
         return ["No attributes, so no groups to tell apart."]
     distance = next((s for s in scores if is_frechet(s["metric"]) and s["details"].get("by_combination")), None)
     parts = distance["details"]["by_combination"] if distance else {}
-    combinations = [[f"{name}={value:g}" for name, value in zip(names, row)] for row, _ in table]
-    labels = [",".join(values) for values in combinations]
+    labels = combinations = [combination_name(names, row) for row, _ in table]
     if len(names) > 1 and parts and all("," not in name for name in parts):
         labels = list(parts)
-    shares = {name: sum(share for values, (_, share) in zip(combinations, table) if set(values) >= set(name.split(","))) for name in labels}
+    shares = {name: sum(share for each, (_, share) in zip(combinations, table) if set(name.split(",")) <= set(each.split(",")))
+              for name in labels}  # fmt: skip
     control = next((s for s in scores if s["metric"] == "control"), None)
     seen = control["details"].get("combinations", {}) if control else {}
     rows = []

@@ -45,12 +45,13 @@ class Editing:
         body = question.body
         strength = number({"strength": 1.0, **body}, "strength", -10.0, 10.0, of="Strength")
         with self.studio.using(text(body, "model"), question.turn) as generator:
-            from mien.explore.edit import apply, generate
+            from mien.explore.edit import apply
+            from mien.explore.sample import render
             from mien.models.pictures import to_uint8
 
             source = self.sources.source(generator, body)
             made, words = self._edit(generator, body)
-            before = to_uint8(generate(generator, source.z, source.attributes))
+            before = render(generator, source.z, source.attributes)
             after = to_uint8(apply(generator, source.z, source.attributes, made, strength=strength))
         question.turn.check()
         told = command("edit", text(body, "model"), *source.words, *words, out="edit.png",

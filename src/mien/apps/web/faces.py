@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mien.apps.web.server import Question
 from mien.apps.web.studio import Studio
+from mien.combinations import combination_name
 from mien.errors import UserError
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def data_uri(content: bytes, kind: str = "image/png") -> str:
 
 def said(where: Mapping[str, float]) -> str | None:
     """{'Male': 1.0} -> 'Male=1', as --where takes it; None for nothing."""
-    return ",".join(f"{name}={value:g}" for name, value in where.items()) or None
+    return combination_name(where, where.values()) or None
 
 
 def command(verb: str, *words: str, **options: Any) -> str:

@@ -115,10 +115,10 @@ class Sources:
         import torch
 
         from mien.explore.invert import Settings, invert
-        from mien.models.pictures import to_uint8
+        from mien.models.pictures import one_picture, to_uint8
 
         judge = self.judge.get()
-        target = torch.from_numpy(photo.image).permute(2, 0, 1)[None].contiguous()
+        target = one_picture(photo.image)
         judged = dict(zip(judge.attribute_names, judge.probabilities(target)[0].tolist()))
         names = generator.attribute_names
         known = torch.tensor([[float(judged[name] >= 0.5) for name in names]]) if all(name in judged for name in names) else None
