@@ -11,13 +11,13 @@ import torch
 from engine.conftest import TINY, tiny_recipe
 from engine.test_resume import assert_same_bits
 from mien.config import resolve
-from mien.engine import build, checkpoint, loop
+from mien.engine import build, checkpoint, following, loop
 from mien.engine.diagnosis import Alarm, History
 from mien.engine.schedules import knobs_at
 from mien.engine.session import open_session
+from mien.engine.steering import Steering
 from mien.engine.step import train_step
 from mien.engine.supervisor import Supervisor
-from mien.errors import UserError
 from mien.runs import Run
 
 CPU = torch.device("cpu")
@@ -96,9 +96,8 @@ def test_a_knob_is_turned_only_where_there_is_something_to_turn(store, tmp_path,
         state = build.build_state(task.config, size=store.size, attributes=2, device=CPU)
         return Supervisor(Run(tmp_path), state, task, lambda message: None)
 
-    supervisor(allows)._check_use(knob)
-    with pytest.raises(UserError, match=why):
-        supervisor()._check_use(knob)
+    assert supervisor(allows)._why_not(knob) is None
+    assert why in supervisor()._why_not(knob)
 
 
 class Two:
@@ -204,6 +203,85 @@ def test_a_rate_asked_for_after_a_rollback_is_used_as_it_is_also_when_a_kill_let
     state.steering.by_hand, state.steering.requests, state.steering.calm = {}, [], 0.25  # and another rollback
     again = begun.loop(on_tick=lambda nimg, values: None, on_snapshot=lambda path, nimg: None, say=lambda message: None).supervisor
     assert again.knobs().lr_g == 5e-4
+
+
+def met_again(begun, at_nimg, calm=1.0):
+    """A supervisor of `begun` at `at_nimg`, as a checkpoint from before all requests leaves it; and what it says."""
+    said = []
+    state = begun.state
+    state.nimg, state.steering.by_hand, state.steering.requests, state.steering.calm = at_nimg, {}, [], calm
+    return Supervisor(begun.run, state, begun.task, said.append), said
+
+
+def test_the_later_wish_stands_though_the_earlier_one_is_met_again_after_it(store, tmp_path):
+    """Asked for at 40, killed at 48, given back while it was down, gone on from 32."""
+    begun, made = begin(tmp_path / "run", store)
+    supervisor, _ = met_again(begun, 40)
+    begun.run.request_control({"lr_g": 1e-3, "clip_norm": 5.0})
+    assert supervisor.knobs().lr_g == 1e-3
+    begun.run.request_control({"lr_g": "recipe"})
+    supervisor, said = met_again(begun, 32)
+    assert supervisor.knobs().lr_g == 2e-4
+    begun.state.nimg = 40
+    assert (supervisor.knobs().lr_g, supervisor.knobs().clip_norm) == (2e-4, 5.0)
+    assert said == ["Gave lr_g back to the recipe.", "Left lr_g as it is: a later change by hand has turned it.",
+                    "By hand: clip_norm from 10.0 to 5.0."]  # fmt: skip
+    supervisor, said = met_again(begun, 48)  # in the order they were asked for, where both come at once
+    assert supervisor.knobs().lr_g == 2e-4 and "By hand: lr_g from 0.0002 to 0.001." in said
+
+
+def test_a_knob_that_a_hand_could_turn_under_the_controller_is_turned_when_met_again_without_it(store, tmp_path):
+    bare = ("regularizer.r1.gamma=0", "augment.ops=[]", "augment.p=0", "balance.probe_kimg=0")
+    found = {}
+    for first, then in (("on", "watch"), ("watch", "on")):
+        begun, _ = begin(tmp_path / first, store, *bare, f"balance.mode={first}")
+        begun.run.request_control({"r1_gamma": 0.4, "augment_p": 0.3, "r2_gamma": 1.0})
+        before = met_again(begun, 0)[0].knobs()
+        begun.run.unlock()
+        again, _ = begin(tmp_path / first, store, *bare, f"balance.mode={then}")
+        after = met_again(again, 0)[0].knobs()
+        found[first] = [(knobs.r1_gamma, knobs.augment_p, knobs.r2_gamma) for knobs in (before, after)]
+        again.run.unlock()
+        assert then == "on" or "r1_penalty" in train_step(again.state, again.task, after)
+    assert found == {"on": [(0.4, 0.3, 0), (0.4, 0.3, 0)], "watch": [(0, 0, 0), (0.4, 0.3, 0)]}
+
+
+def test_the_other_processes_have_at_hand_what_the_first_one_turns(store):
+    config = tiny_recipe("balance.mode=watch", "regularizer.r1.gamma=0", "balance.probe_kimg=0", "train.tick_kimg=1").config
+    task = build.build_task(config, store, CPU)
+    state = build.build_state(task.config, size=store.size, attributes=2, device=CPU)
+    words, used = [loop.STEER, loop.LEAVE], []
+
+    class Second:
+        def agree(self, word):
+            return words.pop(0), 0.0
+
+        def tell(self):
+            steering = Steering()
+            steering.set_by_hand("r1_gamma", 0.4, now=knobs_at(config, 0), nimg=0)
+            return steering.plain()
+
+    def step(state, task, knobs):
+        used.extend(name for name, _, _ in task.penalties)
+
+    task.ranks = Second()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(following, "train_step", step)
+        following.Follower(state, task).train()
+    assert used == ["r1"]
+
+
+def test_a_softer_clipping_by_hand_after_a_rollback_says_what_is_used(store, tmp_path):
+    begun, _ = begin(tmp_path / "run", store)
+    supervisor, said = met_again(begun, 0)
+    begun.state.steering.calm_clip_norm = 4.0
+    for value in (9.0, None, 3.0):
+        begun.run.request_control({"clip_norm": value})
+        supervisor.knobs()
+    assert said == ["By hand: clip_norm from 4.0 to 9.0; gradients stay clipped at 4, as since the rollback.",
+                    "By hand: clip_norm from 4.0 to None; gradients stay clipped at 4, as since the rollback.",
+                    "By hand: clip_norm from 4.0 to 3.0."]  # fmt: skip
+    assert supervisor.knobs().clip_norm == 3.0
 
 
 FLIGHT = ("augment.mode=adaptive", "augment.p=0.3", "augment.speed_kimg=0.2", "augment.target=0.1", "train.tick_kimg=0.024",

@@ -64,6 +64,14 @@ def test_each_sickness_is_named_within_its_patience_and_its_end_told(title):
     assert [name for _, name in told] == [f"over: {title}"]
 
 
+def test_a_run_near_its_end_may_stand_still():
+    """Its rate has fallen by then: what stalled before .9 is over."""
+    still = {**HEALTHY, **SICK["stalled"]}
+    history, told = fold(History(), (10_000, HEALTHY), (4000, still))
+    assert told[-1][1] == "stalled" and fold(history, (6000, still))[1] == []
+    assert [title for _, title in fold(history, (6000, {**still, "progress": 0.95}))[1]] == ["over: stalled"]
+
+
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.key)
 def test_every_rule_can_ring_and_without_it_nothing_does(rule, monkeypatch):
     """Each rule is met by one of the sick signals, and is the only one that sees it."""

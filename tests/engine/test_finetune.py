@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from engine.conftest import tiny_recipe, write_tiny_store
 from mien.apps.cli.main import app
+from mien.apps.cli.train import networks_of
 from mien.apps.export.package import bundle_critic
 from mien.data.store import open_store, problems
 from mien.data.subset import parse_group, write_subset
@@ -93,6 +94,17 @@ def test_the_preset_takes_the_networks_over_and_freezes_the_blocks_at_the_image(
     assert still == {name: name.startswith(("trunk.16x16", "trunk.8x8")) for name in still} and len(set(still.values())) == 2
     again = CliRunner().invoke(app, [*words, "--images", "64"])
     assert again.exit_code == 0 and Run.open(tmp_path / "run").status["nimg"] == 64
+
+
+def test_the_conditions_of_a_run_on_all_attributes_come_along(store, source, tmp_path):
+    """Its recipe names none: "all" is of its own data."""
+    said = json.loads((source.run.path / "config.json").read_text())
+    said["config"]["data"]["attributes"] = None
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps(said))
+    mine = write_tiny_store(tmp_path / "mine", count=30, attributes=("Smiling", "Hat"))
+    for data, names in ((store.path, ["Male", "Smiling"]), (mine, ["Smiling"])):
+        assert networks_of(str(tmp_path / "run"), None, "finetune64", [], data)["data.attributes"] == names
 
 
 def test_another_preset_keeps_its_own_networks(store, model, tmp_path):

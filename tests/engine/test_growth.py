@@ -16,7 +16,10 @@ from engine.test_resume import assert_same_bits
 from mien.data.pyramid import Pyramid, PyramidLoader
 from mien.data.store import open_store
 from mien.engine import build, checkpoint, growth
+from mien.engine.diagnosis import Alarm, History
 from mien.engine.growth import Phase, plan_of
+from mien.engine.loop import NotFinite
+from mien.engine.recording import Scalars
 from mien.engine.session import open_session
 from mien.errors import UserError
 from mien.explore.load import load_generator
@@ -161,6 +164,45 @@ def test_a_checkpoint_from_before_the_growth_goes_into_a_run_that_has_grown(stor
         saved = checkpoint.load_checkpoint(path)[0]
         mine = begun.state.tensors()
         assert mine.keys() == saved.keys() and all(torch.equal(mine[name], saved[name]) for name in saved)
+
+
+def test_architecture_json_goes_back_with_the_networks(stores, tmp_path):
+    """By a resume from before the growth, and by a rollback over it."""
+    begun = begin(tmp_path / "run", stores, "balance.mode=on", stop_at=40)
+
+    def side():
+        return begun.run.architecture["generator"][-1]["output"][-1]
+
+    def forget(after):
+        for nimg, path in begun.run.checkpoints():
+            if nimg > after:
+                shutil.rmtree(path)
+
+    assert side() == 64
+    forget(after=16)
+    again = begin(tmp_path / "run", stores, "balance.mode=on", train=False)
+    assert again.state.nimg == 16 and side() == 32
+    made = again.loop(on_tick=lambda nimg, values: setattr(made, "should_stop", nimg >= 32), on_snapshot=lambda path, nimg: None,
+                      say=lambda message: None)  # fmt: skip
+    made.train()
+    assert side() == 64
+    forget(after=16)
+    made.scalars = Scalars(again.run)
+    made._roll_back(NotFinite("a planted NaN"))
+    assert again.state.nimg == 16 and side() == 32
+    made.scalars.close()
+
+
+def test_what_was_suspected_before_a_growth_is_suspected_in_its_checkpoint(stores, tmp_path):
+    begun = begin(tmp_path / "run", stores, train=False)
+    supervisor = begun.loop(on_tick=lambda nimg, values: None, on_snapshot=lambda path, nimg: None).supervisor
+    for alarms in ((), (Alarm("mode collapse: nearest", "", since_nimg=8),)):
+        begun.state.nimg += 8
+        begun.state.history = History(alarms=alarms)
+        supervisor.begin_anew()
+        assert begun.state.history == History(begun_nimg=begun.state.nimg) and supervisor.healthy() is not bool(alarms)
+    begun.state.nimg += 8
+    assert supervisor.healthy()
 
 
 def test_loaders_follow_the_size_and_average_what_has_no_store(stores):

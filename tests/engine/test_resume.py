@@ -181,6 +181,18 @@ def test_shorter_than_what_was_seen_is_refused_and_changes_nothing(store, tmp_pa
     assert train(tmp_path / "run", store, "train.images=90").nimg == 96  # where a run of 90 ends too, with batches of 8
 
 
+def test_a_finished_run_with_longer_steps_by_hand_is_finished_still(store, tmp_path):
+    """Its last step went 24 images past the end: more than one of the recipe's."""
+    recipe = tiny_recipe()
+    begun = open_session(tmp_path / "run", recipe, store, device=CPU)
+    begun.run.request_control({"d_steps": 5.0})
+    begun.loop(on_tick=lambda nimg, values: None, on_snapshot=lambda path, nimg: None).train()
+    assert begun.state.nimg == 120
+    assert train(tmp_path / "run", store).nimg == 120 and Run.open(tmp_path / "run").status["state"] == "finished"
+    with pytest.raises(UserError, match="has seen 120 images already"):
+        open_session(tmp_path / "run", tiny_recipe("train.images=104"), store, device=CPU)
+
+
 def test_an_old_request_to_stop_stops_nothing(store, tmp_path):
     train(tmp_path / "run", store, stop_at=8)
     (tmp_path / "run" / "control" / "stop").touch()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from engine.conftest import TINY, tiny_recipe
 from engine.test_resume import assert_same_bits
 from mien.apps.cli.main import app
+from mien.apps.cli.train import _scorer
 from mien.engine import checkpoint, loop
 from mien.engine.balance import Trial
 from mien.engine.diagnosis import Alarm, History
@@ -200,6 +202,17 @@ def test_a_collapse_goes_back_to_before_it_was_suspected_and_what_it_made_is_gon
     assert (told["nimg"], told["failed_nimg"]) == (32, 72) and "mode collapse" in told["reason"]
     assert left == [([16, 32], [0, 16, 32], [16, 32])]  # the best score of all went with the way it was made on
     assert [nimg for nimg, _ in run.checkpoints()] == [80] and run.best_snapshot() is not None
+
+
+def test_the_first_score_due_after_a_rollback_is_made(store, tmp_path, monkeypatch):
+    begun, made, said = begin(tmp_path / "run", store, "train.snapshot_kimg=0.016", "eval.every_kimg=0.016", "train.keep_snapshots=9",
+                              "train.checkpoint_kimg=0.032")  # fmt: skip
+    scored = []
+    monkeypatch.setattr("mien.apps.cli.evaluate.score_snapshot", lambda run, path, store, settings, nimg: scored.append(nimg) or "scored")
+    made.on_snapshot = _scorer(begun, store, SimpleNamespace(say=said.append))
+    plant(monkeypatch, in_weight, at_nimg=80)  # told at 88, back to 64
+    assert made.train() and begun.state.rollbacks == 1
+    assert scored == [16, 32, 48, 64, 80, 80, 96]
 
 
 def test_watch_names_a_collapse_and_lets_the_run_go_on(store, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from mien.config import resolve
+from mien.engine.balance import Controller, Trial
 from mien.engine.schedules import knobs_at
 from mien.engine.steering import Glide, Steering, check_change, parse_changes
 from mien.errors import UserError
@@ -28,6 +29,15 @@ def test_a_glide_is_linear_and_then_stays():
     assert [at(steering, nimg).lr_g for nimg in (2000, 2500, 3000)] == pytest.approx([2e-3, 1.5e-3, 1e-3])
     steering.release("lr_g")
     assert at(steering, 2500) == knobs_at(CONFIG, 2500)
+
+
+def test_given_back_to_the_recipe_the_controller_holds_it_no_more():
+    steering, controller = Steering(), Controller(trial=Trial("lr_d", None, "G too strong", 0.5))
+    for name, value in (("lr_d", 2.0), ("clip_norm", 5.0)):
+        steering.hold(name, value, recipe=knobs_at(CONFIG, 0))
+        steering.release(name)
+    assert at(steering, 0) == knobs_at(CONFIG, 0) and steering == Steering()
+    assert not controller.take_back(steering, recipe=knobs_at(CONFIG, 0)) and controller.harmful == {}
 
 
 def test_what_cannot_glide_changes_at_once():

@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 from engine.conftest import tiny_recipe, write_tiny_store
 from engine.test_resume import assert_same_bits
 from mien.apps.cli.main import app
+from mien.apps.cli.train import inherit
+from mien.config import resolve
 from mien.data.store import open_store
 from mien.engine import build, surgery
 from mien.engine.schedules import knobs_at
@@ -19,6 +21,7 @@ from mien.engine.surgery import Origin
 from mien.engine.warmup import regroup, set_shares, warmth
 from mien.errors import UserError
 from mien.explore.load import find_snapshot
+from mien.rules import settle
 from mien.runs import Run
 
 CPU = torch.device("cpu")
@@ -182,8 +185,45 @@ def test_old_parts_learn_at_their_rate_and_frozen_ones_not_at_all(store, source,
     assert same == ["trunk.16x16.conv.weight", "trunk.16x16.conv.bias", "trunk.8x8.conv.weight", "trunk.8x8.conv.bias"]
     shares = {group["born_nimg"]: group["share"] for group in begun.state.opt_d.param_groups if not group["frozen"]}
     assert shares == {None: 1.0, 0: warmth(16, 80)} and 0.05 < warmth(16, 80) < warmth(40, 80) < warmth(80, 80) == 1.0
-    with pytest.raises(UserError, match="give --from as well"):
+    with pytest.raises(UserError, match="there is no --from"):
         begin(tmp_path / "other", store, None, "surgery.freeze_d=2")
+
+
+def test_what_from_did_not_bring_is_not_frozen(source, tmp_path):
+    """From another size D's first block is random: it learns, warmed up at first, and also after a resume."""
+    large = open_store(write_tiny_store(tmp_path / "s64", size=64))
+    changed, first = ("surgery.freeze_d=2", "surgery.warmup_kimg=0.02", "train.images=48"), ("trunk.32x32", "trunk.16x16")
+    begun = begin(tmp_path / "run", large, source.run.path, *changed, train=False)
+    was = {name: p.detach().clone() for name, p in begun.state.D.named_parameters()}
+    begin(tmp_path / "run", large, source.run.path, *changed, stop_at=16)
+    state = begin(tmp_path / "run", large, source.run.path, *changed).state
+    still = [name for name, p in state.D.named_parameters() if torch.equal(p, was[name])]
+    assert still == ["trunk.16x16.conv.bias"] and any(name.startswith(first[0]) for name in was)
+    shares = {name: group["share"] for group in state.opt_d.param_groups for name, p in state.D.named_parameters()
+              if any(p is each for each in group["params"])}  # fmt: skip
+    assert {name: share for name, share in shares.items() if name.startswith(first)} == {
+        "trunk.32x32.conv.weight": 1.0, "trunk.32x32.conv.bias": 1.0, "trunk.16x16.conv.weight": 1.0, "trunk.16x16.conv.bias": 0.0}
+
+
+def test_a_new_attributes_plane_learns_though_its_block_is_frozen(store, tmp_path):
+    planes = ("model.discriminator.condition=channels", "balance.probe_kimg=0", "sample.every_kimg=0", "surgery.warmup_kimg=0")
+    begun = open_session(tmp_path / "old", tiny_recipe(*planes, 'data.attributes=["Male"]', "train.images=16"), store, device=CPU)
+    begun.loop(on_tick=lambda nimg, values: None, on_snapshot=lambda path, nimg: None).train()
+    state = begin(tmp_path / "new", store, tmp_path / "old", *planes, "surgery.freeze_d=1", "train.images=16").state
+    assert float(state.D.trunk[0].conv.weight[:, 4].detach().abs().max()) > 0  # 0 at first
+
+
+def test_how_old_the_weights_are_adds_up_over_a_chain(store, source, tmp_path):
+    begin(tmp_path / "second", store, source.run.path, "train.images=16")
+    assert begin(tmp_path / "third", store, tmp_path / "second", train=False).state.origin_nimg == 96 + 16
+
+
+def test_from_a_smaller_model_the_hint_is_one_that_works(source, tmp_path):
+    large, said = open_store(write_tiny_store(tmp_path / "s64", size=64)), []
+    begin(tmp_path / "run", large, source.run.path, "surgery.freeze_d=2", train=False, said=said)
+    hint = said[1].partition(": ")[2].partition(" would")[0]
+    faded = begin(tmp_path / "faded", large, source.run.path, "surgery.freeze_d=2", *hint.replace("--set ", "").split(), train=False)
+    assert faded.state.G.size == 64 and faded.state.G.alpha == 0
 
 
 def test_what_does_not_fit_at_all_and_what_is_not_there(store, source, tmp_path):
@@ -196,6 +236,18 @@ def test_what_does_not_fit_at_all_and_what_is_not_there(store, source, tmp_path)
     with pytest.raises(UserError, match="No model or run is named nowhere"):
         begin(tmp_path / "run", store, "nowhere")
     assert not (tmp_path / "run").exists()
+
+
+def test_auto_is_auto_for_the_next_run_too(store, tmp_path):
+    """A number by a rule belongs to the size and batch that it was made for."""
+    auto = ("regularizer.r1.gamma=auto", "ema.half_life_kimg=auto")
+    begun = open_session(tmp_path / "run", tiny_recipe(*auto), store, device=CPU)
+    begun.run.unlock()
+    assert begun.run.config["config"]["regularizer"]["r1"]["gamma"] == 0.05
+    inherited = inherit(str(tmp_path / "run"), None)
+    assert inherited["regularizer.r1.gamma"] == inherited["ema.half_life_kimg"] == "auto" and inherited["train.batch"] == 8
+    larger, _ = settle(resolve(None, inherited.items()).config, 64)
+    assert larger.regularizer.r1.gamma == 0.2
 
 
 def test_from_on_the_command_line_takes_the_recipe_along(store, source, tmp_path):

@@ -191,6 +191,19 @@ def test_networks_that_take_no_attributes_are_loaded_whole(family):
     assert_same(outputs(state, ("Eyeglasses", "Bald", "Young")), outputs(source, ("Male", "Smiling")))
 
 
+def test_minibatch_stddev_put_into_a_trained_style_d_changes_no_logit_at_first():
+    """Nor does taking it out where nobody listens to it yet. Style's weights count by how many inputs there are."""
+    plain, crowd = (f"model.discriminator.minibatch_stddev={group}" for group in (0, 4))
+    source = trained((*CASES["style"], plain), ("Male",))
+    images, rows = torch.rand(4, 3, 32, 32) * 2 - 1, torch.ones(4, 1)
+    state, fates = begun(source, (*CASES["style"], crowd), ("Male",))
+    assert told(fates, "re-shaped") == {"D.conv.weight": "[16, 16, 3, 3] -> [16, 17, 3, 3]: + 1 input (stddev)"}
+    with torch.no_grad():
+        assert torch.allclose(state.D(images, rows), source.D(images, rows), atol=1e-5)
+        again = Source(path="old", sha256="0", nimg=100, size=32, attributes=("Male",), G=state.G, ema=state.ema, D=state.D)
+        assert torch.allclose(begun(again, (*CASES["style"], plain), ("Male",))[0].D(images, rows), source.D(images, rows), atol=1e-5)
+
+
 def test_the_table_names_what_moved():
     source = trained(CASES["r3"], ("Male", "Smiling"))
     _, fates = begun(source, CASES["r3"], ("Smiling", "Hat"))

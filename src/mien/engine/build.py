@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -113,6 +113,11 @@ def put_at_hand(task: Task, *, smoothing: bool, augmentation: bool) -> None:
         task.augment.names = Augment(["diffaugment"]).names  # the probe looks through the same object
 
 
+def keep_at_hand(task: Task, turned: Collection[str]) -> None:
+    """What the knobs in `turned` act on: they were turned when it was there."""
+    put_at_hand(task, smoothing="r1_gamma" in turned, augmentation="augment_p" in turned)
+
+
 def face_features(device: torch.device) -> Features:
     """The bundled judge's features of images as networks have them; frozen, but gradients pass through to the images."""
     net = load_classifier()[0].to(device).to(memory_format=torch.channels_last)
@@ -174,8 +179,7 @@ def restore(state: TrainState, task: Task, tensors: Mapping[str, torch.Tensor], 
         if phase.fading:
             grow(state, task.config)
     state.load(tensors, plain)
-    turned = {**state.steering.controller, **state.steering.by_hand}  # perhaps under a controller that is off by now: it still holds
-    put_at_hand(task, smoothing="r1_gamma" in turned, augmentation="augment_p" in turned)
+    keep_at_hand(task, {**state.steering.controller, **state.steering.by_hand})  # perhaps of a controller now off: it still holds
     regroup(state, task.config)
     follow(state, task)
 

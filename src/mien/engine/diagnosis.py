@@ -79,7 +79,7 @@ RULES = (
     Rule("vanishing", (Limit("grad_norm_g", below=0.02, back=0.05, against_usual=True),), "Hardly any gradient reaches G."),
     Rule("vanishing", (Limit("grad_norm_d", below=0.12, back=0.25, against_usual=True), Limit("accuracy_d", below=0.635, back=0.66)),
          "Hardly any gradient is left in D: it says the same of every image, as after updates far too large."),
-    Rule("stalled", (Limit("movement", below=0.002, back=0.004), Limit("progress", below=0.9, back=1.0)), "G's faces no longer change."),
+    Rule("stalled", (Limit("movement", below=0.002, back=0.004), Limit("progress", below=0.9, back=0.9)), "G's faces no longer change."),
 )  # fmt: skip
 BY_KEY = {rule.key: rule for rule in RULES}
 GEOMETRIC = frozenset(limit.signal for rule in RULES for limit in rule.limits if limit.against_usual)

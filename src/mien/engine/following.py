@@ -39,6 +39,7 @@ class Follower:
             else:
                 if word == STEER:
                     state.steering = Steering.from_plain(ranks.tell())
+                    build.keep_at_hand(task, state.steering.by_hand)
                 before = state.nimg
                 train_step(state, task, state.steering.apply(knobs_at(task.config, before), before))
                 growth.follow(state, task)

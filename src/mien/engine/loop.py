@@ -167,6 +167,7 @@ class Loop:
         failed_nimg, usual = state.nimg, state.history.usual
         rollbacks, calm, salt = state.rollbacks + 1, state.steering.calm / 2, state.noise_salt + 1
         build.restore(state, self.task, *checkpoint.load_checkpoint(path))
+        note_networks(self.run, state, self.task)
         clip = 4 * max(usual.get("grad_norm_d", 2.5), usual.get("grad_norm_g", 2.5)) * 0.5**rollbacks
         quieter = self.supervisor.calm_down(rollbacks=rollbacks, calm=calm, salt=salt, clip_norm=clip)
         self.run.rewind(state.nimg, scores=True)
@@ -291,20 +292,26 @@ class Loop:
         self.run.write_status(state=state, nimg=self.state.nimg, total_nimg=self.task.config.train.images, **fields)
 
 
+def note_networks(run: Run, state: TrainState, task: Task) -> None:
+    """In architecture.json, what the networks are now; only a run that grows has more than the one it began with."""
+    if task.plan.at_nimg:
+        architecture = build.describe_architecture(state, size=state.G.size, attributes=state.G.attributes, device=task.device)
+        write_json(run.path / "architecture.json", architecture)
+
+
 def note_growth(run: Run, state: TrainState, task: Task, told: str) -> None:
     """What a change of size leaves in the run directory."""
-    architecture = build.describe_architecture(state, size=state.G.size, attributes=state.G.attributes, device=task.device)
-    write_json(run.path / "architecture.json", architecture)
+    note_networks(run, state, task)
     run.event(state.nimg, "growth", told, size=state.G.size)
 
 
-def resume(run: Run, state: TrainState, task: Task, say: Say, *, past_end_nimg: int) -> bool:
+def resume(run: Run, state: TrainState, task: Task, say: Say, *, past_end_nimg: int | None) -> bool:
     """Load the newest whole checkpoint into `state`; False when there is none. Damaged ones are named and skipped.
 
     Raises UserError, with nothing changed, when that checkpoint is at or beyond `past_end_nimg`: the run asked for is shorter.
     """
     path, skipped = checkpoint.newest_valid(run.checkpoints())
-    if path is not None and int(path.name) >= past_end_nimg:
+    if path is not None and past_end_nimg is not None and int(path.name) >= past_end_nimg:
         raise UserError(f"{run.path} has seen {int(path.name):,} images already: ask for more with --images, or name another --run.")
     for message in skipped:
         run.event(state.nimg, "error", message)
@@ -313,6 +320,7 @@ def resume(run: Run, state: TrainState, task: Task, say: Say, *, past_end_nimg: 
         run.rewind(0)
         return False
     build.restore(state, task, *checkpoint.load_checkpoint(path))
+    note_networks(run, state, task)
     run.rewind(state.nimg)
     run.event(state.nimg, "resume", f"Resumed from checkpoint {path.name} at {state.nimg:,} images.")
     return True

@@ -60,7 +60,7 @@ def open_session(
     before = flatten(Run(path).config.get("config", {})) if path.is_dir() else {}
     config, settled = settle(recipe.config, store.size, kept=before)
     if config.surgery.freeze_d and origin is None and not (path / "config.json").exists():
-        raise UserError("surgery.freeze_d keeps what --from brings, and nothing else is worth keeping: give --from as well.")
+        raise UserError("surgery.freeze_d freezes blocks that --from loaded, and there is no --from: add it, or set surgery.freeze_d=0.")
     foreseen = memory.forecast(config, store, device=device, processes=ranks.size, kept=before)
     config = foreseen.config  # perhaps in smaller pieces
     task = build.build_task(config, store, device, smaller=smaller, ranks=ranks)
@@ -120,8 +120,9 @@ def plant(state: TrainState, task: Task, origin: Origin | None, names: tuple[str
                             "set surgery.freeze_d=0.")  # fmt: skip
         fates = surgery.transplant(source, state, names)
         told.append(("surgery", surgery.sentence(source, fates), "\n".join(surgery.table(source, fates))))
-        if source.size < state.G.size:
-            hint = f"{origin.name} makes images of {source.size} px: --set growth.at_kimg=0 would fade the new blocks in."
+        if source.size < state.G.size and task.config.model.family == "dcgan":
+            melt = " --set surgery.freeze_d=0" if task.config.surgery.freeze_d else ""
+            hint = f"{origin.name} makes images of {source.size} px: --set growth.at_kimg=0{melt} would fade the new blocks in."
             told.append(("surgery", hint, hint))
         record["from"] = {"name": origin.name, **source.describe()}
         regroup(state, task.config)
@@ -169,7 +170,8 @@ def go_on(run: Run, record: dict[str, Any], state: TrainState, task: Task, say: 
     changed = check_same(run, record)
     check_smaller_stores(run, task)
     train, d_steps = record["config"]["train"], record["config"]["balance"]["d_steps"]
-    resumed = resume(run, state, task, say, past_end_nimg=train["images"] + train["batch"] * d_steps)
+    same_length = run.config["config"]["train"]["images"] == train["images"]  # its end may be further on: more d_steps than the recipe's
+    resumed = resume(run, state, task, say, past_end_nimg=None if same_length else train["images"] + train["batch"] * d_steps)
     for change in changed:
         run.event(state.nimg, "control", f"Changed on resume: {change}.")
         say(f"Changed on resume: {change}.")

@@ -42,7 +42,8 @@ class TrainState:
     anchors: torch.Tensor | None = None
     """LeCam's moving averages of D's logits of reals and of fakes, [2]; None until LeCam is first in use."""
     warming: dict[str, int] = field(default_factory=dict)
-    """{'D.trunk.4x4.conv.weight': nimg when it was born}: parameters that came to trained ones later; their rates rise (engine.warmup)."""
+    """{'D.trunk.4x4.conv.weight': nimg when it was born}: parameters that came to trained ones later; their rates rise, and
+    they are never frozen (engine.warmup). They stay in here for good."""
     grown_nimg: int = 0
     """When the networks last grew."""
     posthoc: dict[str, Generator] = field(default_factory=dict)

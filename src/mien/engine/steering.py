@@ -91,13 +91,13 @@ class Steering:
         start, end = getattr(now, name), value
         if name in RATES and value is not None:  # exact: calm is a power of two
             start, end = start / self.calm, value / (self.calm if asked_calm is None else asked_calm)
+        self.release(name)
         self.by_hand[name] = Glide(start=start, end=end, start_nimg=nimg, over_nimg=0 if name in STEPS else over_nimg)
-        self.controller.pop(name, None)
-        self.sides.pop(name, None)
 
     def release(self, name: str) -> None:
-        """Give `name` back to the recipe's schedule and to the controller."""
-        self.by_hand.pop(name, None)
+        """Give `name` back to the recipe's schedule: neither a hand nor the controller holds it, until one of them turns it again."""
+        for held in (self.by_hand, self.controller, self.sides):
+            held.pop(name, None)  # type: ignore[attr-defined]
 
     def plain(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

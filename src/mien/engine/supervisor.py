@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mien.engine import build
 from mien.engine.balance import adapted_augment_p
 from mien.engine.diagnosis import Alarm, observe
 from mien.engine.schedules import Knobs, knobs_at
@@ -31,6 +32,7 @@ class Supervisor:
         self.patience_nimg = round(1000 * task.config.balance.patience_kimg)
         self._requests: list[tuple[Path, dict[str, Any]]] = []
         self._listed: list[str] = []
+        self._doubted_nimg: int | None = None
 
     # --- knobs --------------------------------------------------------------------------------------------------------
 
@@ -59,16 +61,26 @@ class Supervisor:
     def _take_up(self, path: Path, request: dict[str, Any]) -> None:
         state, steering = self.state, self.state.steering
         steering.requests.append(path.name)
-        if "at_nimg" not in request:  # before it does anything: a kill must not let it be met again elsewhere
-            request |= {"at_nimg": state.nimg, "calm": steering.calm}
+        newer: set[str] = set()
+        if "at_nimg" in request:  # met again: perhaps after one that was asked for later, and under another balance.mode
+            newer = {name for each, ask in self._requests if path.name < each.name in steering.requests for name in ask["changes"]}
+            turned = request.get("turned")  # an older version noted none
+            build.keep_at_hand(self.task, turned if isinstance(turned, list) else [])
+        else:  # before it does anything: a kill must not let it be met again elsewhere
+            turned = [name for name in request["changes"] if self._why_not(name) is None]
+            request |= {"at_nimg": state.nimg, "calm": steering.calm, "turned": turned}
             self.run.note_control(path, request)
         now = steering.apply(knobs_at(self.task.config, state.nimg), state.nimg)
         over_nimg, calm = request["over_nimg"], request.get("calm")
         asked_calm = calm if isinstance(calm, float) and 0 < calm <= 1 else 1.0  # an older version noted none
         for name, word in request["changes"].items():
+            if name in newer:
+                self._tell("control", f"Left {name} as it is: a later change by hand has turned it.")
+                continue
             try:
                 value = check_change(name, str(word).lower())
-                self._check_use(name)
+                if why := self._why_not(name):
+                    raise UserError(why)
             except UserError as error:
                 self._tell("error", f"Left out a change by hand: {error}")
                 continue
@@ -79,22 +91,25 @@ class Supervisor:
             steering.set_by_hand(name, value, now=now, nimg=state.nimg, over_nimg=over_nimg,  # type: ignore[arg-type]
                                  asked_calm=asked_calm)  # fmt: skip
             glide = f" over {over_nimg:,} images" if steering.by_hand[name].over_nimg else ""
-            old = getattr(now, name)
+            old, least = getattr(now, name), steering.calm_clip_norm
+            if name == "clip_norm" and least is not None and (value is None or value > least):  # type: ignore[operator]
+                glide += f"; gradients stay clipped at {least:.3g}, as since the rollback"
             self._tell("control", f"By hand: {name} from {old} to {value}{glide}.", knob=name, old=old, new=value, over_nimg=over_nimg)
 
-    def _check_use(self, name: str) -> None:
-        """Raises UserError for a knob that this run's recipe has nothing to turn with."""
+    def _why_not(self, name: str) -> str | None:
+        """Why a knob cannot be turned, which this run's recipe has nothing to turn with; None where it can."""
         penalties = [f"{penalty}_gamma" for penalty, _, _ in self.task.penalties]
         if self.task.config.regularizer.path_length.gamma > 0 and isinstance(self.state.G, StyleGenerator):
             penalties.append("path_gamma")
         if name.endswith("_gamma") and name not in (*penalties, "lecam_gamma"):
-            raise UserError(f"{name} cannot be turned: the run began without that penalty ({', '.join(penalties) or 'it has none'}).")
+            return f"{name} cannot be turned: the run began without that penalty ({', '.join(penalties) or 'it has none'})."
         if name == "augment_p" and not self.task.augment.names:
-            raise UserError("augment_p cannot be turned: the run began without augmentations.")
+            return "augment_p cannot be turned: the run began without augmentations."
         config = self.task.config
         batch_norm = "batch" in config.model.discriminator_options().get("norm", "none")
         if name.startswith("consistency_") and batch_norm and not config.train.separate_batches:
-            raise UserError(f"{name} cannot be turned: with batch norm in D it needs train.separate_batches=true from the run's beginning.")
+            return f"{name} cannot be turned: with batch norm in D it needs train.separate_batches=true from the run's beginning."
+        return None
 
     # --- a tick -------------------------------------------------------------------------------------------------------
 
@@ -157,10 +172,11 @@ class Supervisor:
 
     def healthy(self) -> bool:
         """Whether a checkpoint made now is one to go back to."""
-        return not any(alarm.name in UNHEALTHY for alarm in self.state.history.alarms)
+        return self._doubted_nimg != self.state.nimg and not any(alarm.name in UNHEALTHY for alarm in self.state.history.alarms)
 
     def begin_anew(self) -> None:
-        """Networks that have just changed are given the grace of young ones."""
+        """Networks that have just changed are given the grace of young ones; what was suspected of them still holds for this step."""
+        self._doubted_nimg = None if self.healthy() else self.state.nimg
         self.state.history = type(self.state.history)(begun_nimg=self.state.nimg)
 
     def calm_down(self, *, rollbacks: int, calm: float, salt: int, clip_norm: float) -> str:

@@ -27,7 +27,9 @@ from mien.models.dcgan import DCGANDiscriminator, DCGANGenerator
 from mien.models.layers import Project, Spectral
 from mien.models.r3 import R3Generator
 from mien.models.resnet import ConditionalBatchNorm2d, ResNetDiscriminator, ResNetGenerator
+from mien.models.style import Conv as ScaledConv
 from mien.models.style import Linear as ScaledLinear
+from mien.models.style import StyleDiscriminator
 from mien.runs import Run
 
 Labels = list[Hashable]
@@ -54,6 +56,8 @@ class Source:
     G: Generator
     ema: Generator
     D: Discriminator | None = None
+    origin_nimg: int = 0
+    """Images seen before `nimg` began to count, where it was begun from another."""
     moments: Mapping[str, torch.Tensor] | None = None
     """'opt_g.NAME.exp_avg' and so on."""
     critic_sha256: str | None = None
@@ -116,7 +120,7 @@ def _read_checkpoint(run: Run, path: Path) -> Source:
         net.load_state_dict({name.removeprefix(f"{role}."): value for name, value in tensors.items() if name.startswith(f"{role}.")})
     sha256 = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["sha256"]["state.safetensors"]
     return Source(path=path, sha256=sha256, nimg=int(plain["nimg"]), size=phase.size, attributes=names, G=G, ema=ema, D=D,
-                  moments=tensors)  # fmt: skip
+                  origin_nimg=int(plain.get("origin_nimg", 0)), moments=tensors)  # fmt: skip
 
 
 def _is_growing(name: str, size: int) -> UserError:
@@ -149,7 +153,7 @@ def transplant(source: Source, state: TrainState, names: Sequence[str]) -> list[
     state.load_moments({key: value for key, value in moments.items() if _owner(key) in exact})
     fresh = [fate.name for fate in fates if fate.what in ("re-shaped", "new")]
     state.warming = dict.fromkeys(fresh if source.D else [f"G.{name}" for name, _ in state.G.named_parameters()], 0)
-    state.origin_nimg = source.nimg
+    state.origin_nimg = source.nimg + source.origin_nimg
     return fates
 
 
@@ -193,8 +197,8 @@ def _tensors(layer: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _scale(layer: nn.Module) -> float:
-    """What a weight counts times: in style's linear layers that depends on how many inputs there are."""
-    return layer.scale if isinstance(layer, ScaledLinear) else 1.0
+    """What a weight counts times: in style's layers that depends on how many inputs there are."""
+    return layer.scale if isinstance(layer, (ScaledLinear, ScaledConv)) else 1.0
 
 
 def _begins_silent(layer: nn.Module, side: Side, there: set[Hashable]) -> bool:
@@ -331,6 +335,9 @@ def discriminator_labels(net: Discriminator, names: Sequence[str]) -> dict[str, 
             block = next(name for name, _ in net.trunk.named_children())
             for name in (f"trunk.{block}.conv1", f"trunk.{block}.shortcut"):
                 labels[name] = (labels[name][0], last)
+        if isinstance(net, StyleDiscriminator):
+            heard: Labels = [("conv", c) for c in range(net.conv.out_channels)]
+            labels["conv"] = (labels["conv"][0], [*heard, "stddev"] if net.crowd else heard)
         if net.embedding is not None:
             labels["embedding"] = (labels["logit"][1], list(names))
         return labels

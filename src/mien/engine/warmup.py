@@ -33,7 +33,7 @@ def regroup(state: TrainState, config: Config) -> None:
 
     Moments stay with their parameters; those of parameters that are gone are dropped.
     """
-    still = frozen(state.D, config.surgery.freeze_d)
+    still = {name for name in frozen(state.D, config.surgery.freeze_d) if f"D.{name}" not in state.warming}  # else it would stay random
     state.warming = {name: at for name, at in state.warming.items() if name in _names(state)}
     _sort(state.opt_g, state.G, {name.removeprefix("G."): at for name, at in state.warming.items() if name.startswith("G.")}, set())
     _sort(state.opt_d, state.D, {name.removeprefix("D."): at for name, at in state.warming.items() if name.startswith("D.")}, still)

@@ -66,12 +66,16 @@ def networks_of(name: str, run: Path | None, preset: str, overrides: list[str | 
     """The networks of what --from names, and its attributes as far as the data have them, where the preset asks for them."""
     from mien.config import resolve
     from mien.data.store import read_manifest
+    from mien.runs import read_json
 
     if resolve(preset, overrides).config.surgery.networks != "origin":
         return {}
     inherited = inherit(name, run)
     there = read_manifest(data)["attributes"]
-    kept = [each for each in inherited.get("data.attributes") or [] if each in there]
+    names = inherited.get("data.attributes")
+    if names is None:  # "all": of its own data
+        names = (read_json(Path(name) / "config.json") or {}).get("store", {}).get("attributes", [])
+    kept = [each for each in names if each in there]
     return {**{key: value for key, value in inherited.items() if key.startswith("model.")}, "data.attributes": kept}
 
 
@@ -85,9 +89,9 @@ def inherit(name: str, run: Path | None) -> dict[str, Any]:
 
     said = (read_json(run / "config.json") if run is not None else None) or {}
     if (said.get("from") or {}).get("name") == name:
-        return {key: value for key, value in flatten(said["config"]).items() if key in DEFAULTS}
+        return {key: value for key, value in _asked(said).items() if key in DEFAULTS}
     if (Path(name) / "config.json").is_file():
-        model = flatten(Run.open(name).config.get("config", {}))
+        model = _asked(Run.open(name).config)
     else:
         from mien.explore.load import find_snapshot
 
@@ -97,6 +101,14 @@ def inherit(name: str, run: Path | None) -> dict[str, Any]:
         model = flatten({"model": {"family": meta.get("family", "dcgan"), **networks}})
         model["data.attributes"] = meta.get("attributes")
     return {key: value for key, value in model.items() if key in DEFAULTS and not key.startswith(("growth.", "surgery."))}
+
+
+def _asked(said: dict[str, Any]) -> dict[str, Any]:
+    """The flat recipe of a run's config.json, with "auto" where a rule gave the number."""
+    from mien.config import flatten
+
+    ruled = [key for key, whence in said.get("provenance", {}).items() if ", auto: " in whence]
+    return {**flatten(said.get("config", {})), **dict.fromkeys(ruled, "auto")}
 
 
 def start(data: list[Path], recipe: Recipe, path: Path, device_name: str | None, *, begin_from: str | None = None) -> None:
@@ -204,18 +216,16 @@ def _train(begun: Session, store: FaceStore, log: Log) -> bool:
 def _scorer(begun: Session, store: FaceStore, log: Log) -> Callable[[Path, int], None]:
     """Scores a snapshot when eval.every_kimg says so."""
     settings = begun.task.config.eval
-    last = begun.state.nimg
 
     def on_snapshot(path: Path, nimg: int) -> None:
-        nonlocal last
         from mien.engine.schedules import due
 
-        if due(settings.every_kimg, last, nimg):
+        before = max((at for at, _ in begun.run.snapshots() if at < nimg), default=0)  # what is there: a rollback goes back behind some
+        if due(settings.every_kimg, before, nimg):
             from mien.apps.cli.evaluate import score_snapshot
 
             same_size = [each for each in begun.task.faces.stores if each.size == begun.state.ema.size]  # a run may grow
             log.say(score_snapshot(begun.run, path, [store, *same_size][-1], settings, nimg=nimg))
-        last = nimg
 
     return on_snapshot
 
