@@ -385,9 +385,9 @@ class Config(Section):
                 owners, default = " or ".join(network.families_of(key)), type(network).model_fields[key].default
                 raise ValueError(f"model.{role}.{key} belongs to model.family={owners}, not {family}: leave it out, or say {default!r}")
         if self.regularizer.path_length.gamma and family != "style":
-            raise ValueError(f"regularizer.path_length is for styles, which networks of the {family} family have not: leave it out")
+            raise ValueError(f"regularizer.path_length.gamma needs model.family=style, not {family}: leave it out")
         if self.growth.at_kimg and family != "dcgan":
-            raise ValueError(f"growth.at_kimg: networks of the {family} family cannot grow, those of dcgan can")
+            raise ValueError(f"growth.at_kimg: only dcgan networks can grow, not {family}")
 
     def _check_minibatch_layers(self) -> None:
         """What a minibatch layer sees must be alike in D's step and in G's, where there are only fakes."""

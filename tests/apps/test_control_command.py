@@ -31,7 +31,7 @@ def test_it_says_what_and_when_and_lists_it(run):
     assert result.exit_code == 0 and "lr_g 0.0001, clip_norm None over 200,000 images, when it goes on (it is stopped)" in result.stdout
     [(_, request)] = run.control_requests()
     assert request == {"changes": {"lr_g": 1e-4, "clip_norm": None}, "over_nimg": 200_000}
-    assert "lr_g 0.0001, clip_norm None over 200,000 images: not met yet" in control(run.path).stdout
+    assert "lr_g 0.0001, clip_norm None over 200,000 images: not applied yet" in control(run.path).stdout
     assert json.loads(control(run.path, "--json").stdout) == [request]
     answer = json.loads(control(run.path, "--set", "lr_d=recipe", "--json").stdout)
     assert answer == {"changes": {"lr_d": "recipe"}, "over_nimg": 0, "state": "stopped"} and len(run.control_requests()) == 2

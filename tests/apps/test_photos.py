@@ -1,4 +1,5 @@
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -31,6 +32,13 @@ def test_a_photo_taken_with_the_camera_on_its_side_stands_upright():
     exif = Image.Exif()
     exif[0x0112] = 6
     assert np.array_equal(read_photo(encoded(Image.fromarray(PIXELS), exif=exif)), np.rot90(PIXELS, -1))
+
+
+def test_odd_exif_does_not_stop_a_photo():
+    """Its width is text, as careless programs write it: Pillow reads that and cannot write it again."""
+    entries = struct.pack("<HHII", 0x0100, 2, 4, int.from_bytes(b"60\0\0", "little")) + struct.pack("<HHII", 0x0112, 3, 1, 6)
+    odd = b"Exif\0\0" + b"II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4)
+    assert read_photo(encoded(Image.fromarray(PIXELS), "JPEG", exif=odd)).shape == (60, 40, 3)
 
 
 @pytest.mark.parametrize(("content", "word"), [

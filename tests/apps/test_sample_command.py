@@ -72,7 +72,7 @@ def test_realism_takes_its_reals_from_a_store(tiny_snapshot, tmp_path):
 @pytest.mark.parametrize("options, message", [
     (["--out", "a", "--best-of", "2", "--by", "realism"], "name their store with --data"), (["--out", "a", "--balance", "even"], "uniform"),
     (["--out", "a", "--best-of", "2", "--by", "luck"], "judge and realism"), (["--out", "a.png", "--format", "store"], "writes a folder"),
-    (["--out", "a.png", "--grid", "--best-of", "2"], "give one of them"), (["--out", "a", "--format", "zip"], "png, store"),
+    (["--out", "a.png", "--grid", "--best-of", "2"], "give one of them"), (["--out", "a", "--format", "zip"], "png or store"),
     (["--out", "a", "--format", "store", "--where", "Male=2"], "labels are 0 or 1"), (["--out", "a", "--where", "Male=9"], "from -2 to 3"),
 ])  # fmt: skip
 def test_mistakes_are_told_in_one_line(tiny_snapshot, tmp_path, monkeypatch, options, message):

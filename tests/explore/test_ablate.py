@@ -180,6 +180,11 @@ def test_the_crops_are_those_of_the_store():
     assert set(CROPS) <= set(regions.CROPS)
 
 
+def test_a_model_that_does_not_say_its_crop_has_no_parts_to_find():
+    with pytest.raises(UserError, match="does not say how its pictures were cropped"):
+        find_target("mouth", None)
+
+
 def test_a_box_keeps_its_place_in_the_frame_whatever_the_crop():
     for crop, (left, top, right, bottom) in regions.CROPS.items():
         x0, y0, x1, y1 = regions.boxes("mouth", crop)[0]

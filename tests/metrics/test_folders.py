@@ -7,7 +7,7 @@ from PIL import Image
 from mien.data.formats import open_picture, render
 from mien.errors import UserError
 from mien.metrics.evaluate import evaluate
-from mien.metrics.face_sets import folder_faces
+from mien.metrics.face_sets import _labels, folder_faces
 
 FEW = 60
 
@@ -78,3 +78,11 @@ def test_a_table_in_another_encoding_or_no_table_is_named(few, content):
     (few[0] / "attributes.csv").write_bytes(content)
     with pytest.raises(UserError, match=r"attributes\.csv cannot be read as a table .*UTF-8"):
         folder_faces(few[0], 32)
+
+
+@pytest.mark.parametrize(("files", "said"), [(["a.png", "b.png"], "no line for b.png."), (["b.png", "c.png"], "b.png and 1 other picture."),
+                                             (["b.png", "c.png", "d.png"], "b.png and 2 other pictures.")])  # fmt: skip
+def test_pictures_without_a_label_are_counted(tmp_path, files, said):
+    (tmp_path / "labels.csv").write_text("file,Male\na.png,1\n")
+    with pytest.raises(UserError, match=said):
+        _labels(tmp_path / "labels.csv", files)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from mien.config import resolve
 from mien.errors import UserError
-from mien.models.catalogue import FAMILIES, build_discriminator, build_generator, option_defaults
+from mien.models.catalogue import FAMILIES, PRESETS, build_discriminator, build_generator, option_defaults
 from mien.models.dcgan import DCGANDiscriminator, DCGANGenerator
 from mien.models.layers import SpectralConv2d, SpectralLinear
 
@@ -216,8 +217,13 @@ def test_options_are_refused_by_name():
         build_generator("dcgn", size=32, attributes=0, options={})
     with pytest.raises(UserError, match="no option 'widht'.*Did you mean width"):
         build_generator("dcgan", size=32, attributes=0, options={"widht": 3})
-    with pytest.raises(UserError, match="discriminator norm = 'spectrl'.*Did you mean spectral"):
+    with pytest.raises(UserError, match="model.discriminator.norm = 'spectrl'.*Did you mean spectral[^.]*$"):
         build_discriminator("dcgan", size=32, attributes=0, options={"norm": "spectrl"})
+    with pytest.raises(UserError, match="model.discriminator.norm = 'batch' is not one of spectral, none.*--preset resnet64"):
+        build_discriminator("resnet", size=32, attributes=0, options={"norm": "batch"})
+    for family, preset in PRESETS.items():
+        assert resolve(preset).config.model.family == family
+    assert set(PRESETS) == set(FAMILIES)
     for network in FAMILIES["dcgan"]:
         assert option_defaults(network)["width"] == 512 and "size" not in option_defaults(network)
 

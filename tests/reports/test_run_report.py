@@ -249,7 +249,7 @@ def test_verdict_says_what_matters(finished, tmp_path):
     said = verdict(Run.open(finished))
     assert said.startswith("Finished after 100,000 real images in ")
     assert f"best fd-face {best.value:.1f} (" in said and "real against real 2.90" in said and f"at {best.nimg:,} images" in said
-    assert "diagnosed: D overpowers G" in said and "rolled back once" in said
+    assert "diagnosed: D overpowers G; " in said and "rolled back once" in said
     early = make_run(tmp_path / "early", total=4_000, tick=1_000, pictures=False)
     strip(early, "metrics.jsonl", "events.jsonl")
     (early / "status.json").write_text(

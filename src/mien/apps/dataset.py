@@ -145,10 +145,14 @@ def unfinished_folder(out: Path) -> Path:
     return out.absolute().with_name(f".{out.name}.unfinished")
 
 
+def _or(words: Sequence[str]) -> str:
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
 def _check(generator: LoadedGenerator, out: Path, order: Order, force: bool) -> None:
     for option, value, known in (("format", order.form, FORMATS), ("balance", order.balance, BALANCES)):
         if value not in known:
-            raise UserError(f"--{option} {value}: there are {', '.join(known)}.")
+            raise UserError(f"--{option} {value}: choose {_or(known)}.")
     if order.form == "png":
         check_replaceable(out, force)
         return
@@ -344,5 +348,5 @@ class _Store:
 def _sink(generator: LoadedGenerator, out: Path, order: Order, work: _Work, force: bool) -> _Pngs | _Store:
     if order.form == "png":
         return _Pngs(out, work.data)
-    crop = (generator.meta.get("store") or {}).get("crop") or "whole"
+    crop = generator.crop or "whole"
     return _Store(_ResumedWriter(out, work.data, done=work.done, count=order.count, size=generator.size, crop=crop, force=force))

@@ -11,18 +11,22 @@ import io
 import os
 import threading
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from mien.data.formats import CELEBA_CROPS, check_crop, is_framed, render
+from mien.data.formats import CELEBA_CROPS, check_crop, is_framed, render, upright
 from mien.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from mien.explore.load import LoadedGenerator
+    from mien.metrics.judge import Judge
 
 MAX_BYTES = 32 * 2**20
 MAX_PIXELS = 50_000_000  # a telephone's camera has 48 or 50 megapixels
@@ -80,7 +84,7 @@ def read_photo(source: str | Path | bytes, *, max_bytes: int = MAX_BYTES, max_pi
             image = Image.open(io.BytesIO(content), formats=KINDS)
         _check_pixels(image, name, max_pixels)
         image.load()
-        return _rgb(ImageOps.exif_transpose(image), name)
+        return _rgb(upright(image), name)
     except UserError:
         raise
     except Image.UnidentifiedImageError:
@@ -143,8 +147,18 @@ def _one_line(error: Exception) -> str:
 
 def trained_crop(generator: LoadedGenerator) -> str:
     """How a photo is to be cropped for a generator: as the faces that it was trained on; "whole" when its snapshot does not say."""
-    crop = (generator.meta.get("store") or {}).get("crop") or "whole"
+    crop = generator.crop or "whole"
     return "center178" if crop == "drawn" else crop  # drawn faces stand as those of center178 do: explore.regions.CROPS
+
+
+def judged(judge: Judge, picture: Tensor, names: Sequence[str]) -> Tensor | None:
+    """How likely each of the attributes `names` is in a picture, uint8 [1, 3, R, R]: [1, A]; None when the judge does not know them all."""
+    import torch
+
+    if not names or not set(names) <= set(judge.attribute_names):
+        return None
+    seen = torch.as_tensor(judge.probabilities(picture))
+    return seen[:, [judge.attribute_names.index(name) for name in names]].float()
 
 
 def align(photo: np.ndarray, *, crop: str, size: int, method: str = "auto") -> Aligned:

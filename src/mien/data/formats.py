@@ -129,9 +129,7 @@ def render(image: Image.Image, *, crop: str, size: int, allow_upscale: bool = Fa
     """
     box = check_fit(*upright_size(image), crop=crop, size=size, allow_upscale=allow_upscale)
     try:
-        turn = TURNS.get(_orientation(image))
-        if turn is not None:    # ImageOps.exif_transpose also writes the EXIF anew, which fails where a value of it is odd
-            image = image.transpose(turn)
+        image = upright(image)
         if image.mode in ("I", "F") or image.mode.startswith("I;"):
             raise BadImageError(f"pixels of kind {image.mode}: save it with 8 bits a channel")
         if image.has_transparency_data:     # what lies under transparent pixels is not part of the picture
@@ -147,6 +145,12 @@ def render(image: Image.Image, *, crop: str, size: int, allow_upscale: bool = Fa
     except DAMAGED as error:
         raise BadImageError(_reason(error)) from None
     return np.asarray(image)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF orientation says. Any error of Pillow for a damaged one."""
+    turn = TURNS.get(_orientation(image))   # ImageOps.exif_transpose also writes the EXIF anew, which fails where a value of it is odd
+    return image if turn is None else image.transpose(turn)
 
 
 def _orientation(image: Image.Image) -> int:

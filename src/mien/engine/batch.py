@@ -49,7 +49,7 @@ def own_statistics(s: TrainState, task: Task) -> str | None:
              "feature means": config.loss.feature_matching > 0 or config.loss.perceptual > 0,
              "the mean path length": config.regularizer.path_length.gamma > 0}  # fmt: skip
     named = ", ".join(name for name, there in found.items() if there)
-    return f"In pieces of {n} images (train.micro_batch): not of the whole batch but of a piece are {named}." if named else None
+    return f"With train.micro_batch={n}, these see one piece of a batch instead of all of it: {named}." if named else None
 
 
 @dataclass

@@ -55,7 +55,7 @@ class Target:
         return self.name in regions.PARTS
 
 
-def find_target(name: str, crop: str, judge: Judge | None = None) -> Target:
+def find_target(name: str, crop: str | None, judge: Judge | None = None) -> Target:
     """The part or attribute of that name. UserError when there is none, or the crop does not show it."""
     attributes = judge.attribute_names if judge else ()
     if name not in (*regions.PARTS, *attributes):
@@ -65,6 +65,7 @@ def find_target(name: str, crop: str, judge: Judge | None = None) -> Target:
     if part and not regions.boxes(part, crop):
         raise UserError(f"The crop {crop} of this model's pictures shows no {part}.")
     regions.crop_frame(crop)
+    assert crop is not None
     return Target(name, part, crop)
 
 

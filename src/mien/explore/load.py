@@ -33,6 +33,11 @@ class LoadedGenerator:
     def device(self) -> torch.device:
         return next(self.net.parameters()).device
 
+    @property
+    def crop(self) -> str | None:
+        """How the pictures that it learnt from were cropped (data.formats.CROPS); None when its snapshot does not say."""
+        return (self.meta.get("store") or {}).get("crop")
+
 
 def load_generator(model: str | Path, *, device: str | torch.device = "cpu") -> LoadedGenerator:
     """The generator that `model` names. Raises UserError when there is none or it is damaged."""

@@ -46,8 +46,10 @@ HEAD = (89.0, 106.0, 64.0, 86.0)  # the same with the hair
 SKIN_SPREAD = 5.3  # frame pixels
 
 
-def crop_frame(crop: str) -> Box:
+def crop_frame(crop: str | None) -> Box:
     """The box of the frame that a crop shows, frame pixels. UserError for a crop that has no known place in it."""
+    if crop is None:
+        raise UserError("The model does not say how its pictures were cropped, so where a face lies in them is not known.")
     if crop not in CROPS:
         known = ", ".join(CROPS)
         raise UserError(f"Where a face lies in a picture of crop {crop!r} is not known.{did_you_mean(crop, CROPS)} Known: {known}.")
@@ -61,7 +63,7 @@ def check_part(part: str) -> str:
     return part
 
 
-def boxes(part: str, crop: str) -> tuple[Box, ...]:
+def boxes(part: str, crop: str | None) -> tuple[Box, ...]:
     """The part's boxes as shares of the picture, 0..1, cut to it; empty when the crop shows nothing of it."""
     left, top, right, bottom = crop_frame(crop)
     across, down = right - left, bottom - top

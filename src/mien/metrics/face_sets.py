@@ -121,7 +121,9 @@ def _labels(path: Path, files: list[str]) -> tuple[tuple[str, ...], np.ndarray]:
     given = {row[0]: row[1:] for row in table[1:] if row}
     missing = [name for name in files if name not in given]
     if missing:
-        raise UserError(f"{path} has no line for {missing[0]} and {len(missing) - 1} other pictures.")
+        others = len(missing) - 1
+        more = f" and {others:,} other picture{'s' if others > 1 else ''}" if others else ""
+        raise UserError(f"{path} has no line for {missing[0]}{more}.")
     try:
         rows = [[int(float(given[name][i]) >= 0.5) for i in kept] for name in files]
     except (ValueError, IndexError) as error:

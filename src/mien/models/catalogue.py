@@ -7,6 +7,7 @@ from torch import nn
 
 from mien.errors import UserError, did_you_mean
 from mien.models.dcgan import DCGANDiscriminator, DCGANGenerator
+from mien.models.layers import ForeignChoice
 from mien.models.r3 import R3Discriminator, R3Generator
 from mien.models.resnet import ResNetDiscriminator, ResNetGenerator
 from mien.models.style import StyleDiscriminator, StyleGenerator
@@ -22,6 +23,8 @@ FAMILIES: dict[str, tuple[type[Generator], type[Discriminator]]] = {
     "r3": (R3Generator, R3Discriminator),
     "style": (StyleGenerator, StyleDiscriminator),
 }
+
+PRESETS = {"dcgan": "stable64", "resnet": "resnet64", "r3": "r3-64", "style": "style64"}  # for who took another family's
 
 
 def build_generator(family: str, *, size: int, attributes: int, options: dict) -> Generator:
@@ -55,4 +58,7 @@ def build(network: type[Network], family: str, *, size: int, attributes: int, op
     for name in options:
         if name not in known:
             raise UserError(f"{family}'s {network.__name__} has no option {name!r}.{did_you_mean(name, known)} It has {', '.join(known)}.")
-    return network(size, attributes, **options)
+    try:
+        return network(size, attributes, **options)
+    except ForeignChoice as error:
+        raise UserError(f"{error} A recipe of the {family} family: --preset {PRESETS[family]}.") from None

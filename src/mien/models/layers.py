@@ -13,10 +13,18 @@ from mien.errors import UserError, did_you_mean
 INITS = ("normal", "xavier", "he", "orthogonal")
 
 
+class ForeignChoice(UserError):
+    """A choice that this family of networks does not have, though another may."""
+
+
 def choose(option: str, value: str, choices: Sequence[str]) -> str:
-    """`value` if it is among `choices`; raises UserError that names the option, the choices and the nearest one."""
+    """`value` if it is among `choices`; raises UserError that names the recipe's key, the choices and the nearest one.
+
+    With none near it is no slip: ForeignChoice.
+    """
     if value not in choices:
-        raise UserError(f"{option} = {value!r} is not one of {', '.join(choices)}.{did_you_mean(str(value), choices)}")
+        near = did_you_mean(str(value), choices)
+        raise (UserError if near else ForeignChoice)(f"{option} = {value!r} is not one of {', '.join(choices)}.{near}")
     return value
 
 

@@ -222,7 +222,7 @@ def _alarms(all_scores: Sequence[Score]) -> list[str]:
 
 def _troubles(events: Sequence[Mapping[str, Any]]) -> list[str]:
     """Diagnoses by name and how often, rollbacks, the last error."""
-    named = Counter(_short(event) for event in events if event.get("kind") == "diagnosis")
+    named = Counter(_short(event) for event in events if event.get("kind") == "diagnosis" and not event.get("over"))
     out = []
     if named:
         shown = [f"{name}" + (f" ({count} times)" if count > 1 else "") for name, count in named.most_common(3)]
@@ -237,8 +237,8 @@ def _troubles(events: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _short(event: Mapping[str, Any]) -> str:
-    """A diagnosis' name where the event has one, else the first clause of its message."""
-    text = str(event.get("name") or event.get("diagnosis") or event.get("message") or "unnamed").strip()
+    """A diagnosis' title where the event has one, else the first clause of its message."""
+    text = str(event.get("diagnosis") or event.get("message") or "unnamed").strip()
     for stop in (". ", ": ", "; "):
         text = text.split(stop)[0]
     return (text if len(text) <= 90 else text[:88].rsplit(" ", 1)[0] + " …").rstrip(".")

@@ -94,13 +94,12 @@ class Work:
         from mien.explore.regions import boxes
 
         self.generator, self.judge, self.held, self.seed = generator, judge, held, seed
-        crop = str((generator.meta.get("store") or {}).get("crop"))
-        self.target: Target = find_target(target, crop, judge)
+        self.target: Target = find_target(target, generator.crop, judge)
         self.everywhere = everywhere or (self.target.part is None and at is None)
         self.at = at
-        self.where = boxes(at, crop) if at else () if self.everywhere else self.target.boxes()
+        self.where = boxes(at, generator.crop) if at else () if self.everywhere else self.target.boxes()
         if at and not self.where:
-            raise UserError(f"The crop {crop} of this model's pictures shows no {at}: give another --at.")
+            raise UserError(f"The crop {generator.crop} of this model's pictures shows no {at}: give another --at.")
 
     def faces(self, first: int, count: int) -> tuple[Any, Any]:
         """(z [N, Z], attributes [N, A]) of the faces from number `first` on, counted from the seed."""

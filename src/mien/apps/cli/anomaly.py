@@ -24,7 +24,7 @@ SHOWN = 24  # on the sheet
 def anomaly(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, a snapshot file, a bundled name or hf:user/repo.")],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Pictures, cropped as the training faces or of CelebA's shape.")],
-    out: Annotated[Path, typer.Option(metavar="SCORES.csv", help="A line a picture, the strangest first.")],
+    out: Annotated[Path, typer.Option(metavar="SCORES.csv", help="One line per picture, strangest first.")],
     data: Annotated[Path | None, typer.Option(metavar="STORE", help="Held-out faces to calibrate on; by default the run's own.")] = None,
     sheet: Annotated[Path | None, typer.Option(metavar="WORST.png", help=f"The {SHOWN} strangest, each above what was redrawn.")] = None,
     crop: Annotated[str, typer.Option(metavar="NAME", help="auto (a face is looked for where the shape is not CelebA's), square, whole.")]

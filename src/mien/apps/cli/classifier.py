@@ -139,7 +139,7 @@ def train_classifier(
     batch: Annotated[int, typer.Option(min=2, metavar="N", help="Images a step.")] = 128,
     lr: Annotated[float, typer.Option(help="The highest learning rate.")] = 3e-3,
     precision: Annotated[str, typer.Option(metavar="bf16|fp32", help="Of the convolutions.")] = "bf16",
-    seed: Annotated[int, typer.Option(min=0, help="Of the weights, the order and the views.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, data order and augmentation.")] = 0,
     initial: Annotated[Path | None, typer.Option(metavar="PATH", help="Weights (.safetensors) to start from.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads; by default one a core.")] = None,
     device: Annotated[str | None, typer.Option(metavar="NAME", help="cpu, cuda or mps; by default a GPU when there is one.")] = None,
@@ -226,7 +226,7 @@ def summary(weights: Path) -> str:
     meta = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
     scores = meta["validation"]
     if scores is None:
-        return "the store has no validation images, so nothing was measured or calibrated."
+        return "the store has fewer than two validation images, so nothing was measured or calibrated."
     mean, each = scores["mean"], scores["attributes"]
     watched = [f"{name} {each[name]['accuracy']:.3f}" for name in ("Male", "Smiling", "Eyeglasses") if name in each]
     return (f"accuracy on {scores['count']:,} validation images {mean['accuracy']:.4f} (majority {mean['majority']:.4f}), "

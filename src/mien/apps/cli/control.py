@@ -36,7 +36,7 @@ def control(
         if json:
             print_json(told)
         for request in told if not json else []:
-            met = f"from {request['at_nimg']:,} images on" if "at_nimg" in request else "not met yet"
+            met = f"from {request['at_nimg']:,} images on" if "at_nimg" in request else "not applied yet"
             asked = ", ".join(f"{knob} {value}" for knob, value in request.get("changes", {}).items())
             say(f"{asked}{_glide(request.get('over_nimg', 0))}: {met}")
         if not told and not json:

@@ -37,7 +37,7 @@ def prepare(
                                              "Unless told: center178 for pictures of that frame, square for others.")] = None,
     attributes: Annotated[str, typer.Option(metavar="A,B", help="Which to keep, in which order: Male,Smiling; or all, or none.")] = "all",
     limit: Annotated[str | None, typer.Option(metavar="N", help="Take only so many images, evenly spread: 5000, 20k.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes. Unless told: one a core.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes.", show_default="one per core")] = None,
     force: Force = False,
     allow_upscale: Annotated[bool, typer.Option("--allow-upscale", help="Enlarge images that are smaller than --size.")] = False,
     max_skipped: Annotated[float | None, typer.Option(help="The share of files that may be left out, unreadable or too small: 0.05. "
@@ -137,7 +137,7 @@ def subset(
 def inspect(
     folder: Store,
     sheet: Annotated[Path | None, typer.Option(help="Also write a contact sheet, a row per attribute combination, to this .png.")] = None,
-    attributes: Annotated[str | None, typer.Option(help="Whose combinations are the rows of the sheet. Unless told: "
+    attributes: Annotated[str | None, typer.Option(help="Attributes whose combinations are the sheet's rows. Unless told: "
                                                    "Male,Smiling, or the first two.")] = None,
     as_json: AsJson = False,
 ) -> None:

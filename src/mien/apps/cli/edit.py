@@ -177,16 +177,13 @@ def _photo(generator: LoadedGenerator, judge: FaceJudge, path: Path, crop: str) 
         return {"name": name, "inputs": (latent.z, latent.attributes), "offsets": latent.offsets}
     import torch
 
-    from mien.apps.photos import align, read_photo, trained_crop
+    from mien.apps.photos import align, judged, read_photo, trained_crop
     from mien.models.pictures import one_picture
 
     aligned = align(read_photo(path), crop=trained_crop(generator), size=generator.size, method=crop)
     target = one_picture(aligned.image)
-    known = [each for each in generator.attribute_names if each in judge.attribute_names]
-    judged = judge.features_and_probabilities(target)[1][0]
-    rows = torch.tensor([[float(judged[judge.attribute_names.index(each)] >= 0.5) for each in known]])
-    settings = Settings()
-    given = rows if len(known) == len(generator.attribute_names) else None
+    seen, settings = judged(judge, target, generator.attribute_names), Settings()
+    given = None if seen is None else (seen >= 0.5).float()  # has it or has it not: the caption says so, and an edit starts from there
     with progress("Finding the photo in the model", settings.steps, unit="steps") as advance:
         found = invert(generator, target, encoder=None, classifier=judge.net, attributes=given, condition="judge", settings=settings,
                        on_step=lambda: advance(1))  # fmt: skip

@@ -36,7 +36,7 @@ def evaluate(
     precision: Annotated[str, typer.Option(metavar="fp32|bf16", help="Of the convolutions that see the faces. bf16: with --features "
                                            "face; never ranked with fp32.")] = "fp32",
     protocol: Annotated[str | None, typer.Option(metavar="NAME", help="torcheval: its own distance, with torchvision-inception.")] = None,
-    latents: Annotated[int, typer.Option(min=32, help="Faces that attributes are asked with.")] = 1000,
+    latents: Annotated[int, typer.Option(min=32, help="How many faces the control test asks for each attribute.")] = 1000,
     bias_curve: Annotated[bool, typer.Option("--bias-curve", help="Also the distance at infinite N.")] = False,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Measure the real images anew.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Scores with protocol and details, as JSON.")] = False,
@@ -142,7 +142,9 @@ def _open_model(model: str, device: str) -> LoadedGenerator | FaceStore | Path:
 
 def record(model: str, subject: Any, scores: list[Score]) -> None:
     """Into metrics.jsonl, when the model is of a run; into that of its folder ema, when `mien ema` made it: the run is not judged by it."""
-    if not Path(model).exists() or not hasattr(subject, "net"):
+    from mien.explore.load import LoadedGenerator
+
+    if not Path(model).exists() or not isinstance(subject, LoadedGenerator):
         return
     folder = next((parent for parent in (Path(model), *Path(model).resolve().parents[:2]) if (parent / "config.json").exists()), None)
     if folder is None:

@@ -91,14 +91,14 @@ def _search(generator: LoadedGenerator, judge: Judge, encoder: Any, image: Any, 
     """The inversion with the judge's condition (where it knows all attributes), and the errors it is set beside."""
     import torch
 
+    from mien.apps.photos import judged
     from mien.explore.invert import invert as search
     from mien.explore.invert import references
     from mien.models.pictures import one_picture
 
     target = one_picture(image)
-    names, given = generator.attribute_names, None
-    if names and all(name in judge.attribute_names for name in names):
-        given = torch.from_numpy(judge.probabilities(target))[:, [judge.column(name) for name in names]]
+    names = generator.attribute_names
+    given = judged(judge, target, names)
     total = settings.steps + settings.offset_steps + (settings.steps if compare else 0)
     with progress("Searching the latent", total, unit="steps") as advance:
         found = search(generator, target, encoder=encoder, classifier=judge.net, attributes=given, condition="judge", settings=settings,

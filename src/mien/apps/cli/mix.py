@@ -52,7 +52,7 @@ def mix(
     generator = load_generator(model, device=choose_device(device))
     held = parse_where(where, generator.attribute_names)
     names = mixing.choose_layers(generator.net, layers)
-    places = boxes(part, str((generator.meta.get("store") or {}).get("crop"))) if part else ()
+    places = boxes(part, generator.crop) if part else ()
     if part and not places:
         raise UserError(f"This model's pictures show no {part}: give another --part.")
     if mode == "whole" and not part and strength == 1:

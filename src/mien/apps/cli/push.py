@@ -29,4 +29,4 @@ def push(
     repository = check_target(to)
     address = upload(load_generator(model), repository, half=half, public=public)
     say(f"{to}: uploaded, {address}")
-    note(f"Anyone who may see it can now write: mien sample {to} --out faces.png")
+    note(f"Anyone who may see it can now run: mien sample {to} --out faces.png")

@@ -166,11 +166,10 @@ def _parts(generator: LoadedGenerator) -> list[dict[str, Any]]:
     """The parts of the face with the middle of each, as shares of the picture; none where a crop does not say."""
     from mien.explore.regions import PARTS, boxes
 
-    crop = str((generator.meta.get("store") or {}).get("crop"))
     found = []
     for part in PARTS:
         try:
-            places = boxes(part, crop)
+            places = boxes(part, generator.crop)
         except UserError:
             return []
         if places:

@@ -114,14 +114,15 @@ class Sources:
             raise UserError("That photo was read for another model: give it again.")
         import torch
 
+        from mien.apps.photos import judged
         from mien.explore.invert import Settings, invert
         from mien.models.pictures import one_picture, to_uint8
 
         judge = self.judge.get()
         target = one_picture(photo.image)
-        judged = dict(zip(judge.attribute_names, judge.probabilities(target)[0].tolist()))
         names = generator.attribute_names
-        known = torch.tensor([[float(judged[name] >= 0.5) for name in names]]) if all(name in judged for name in names) else None
+        seen = judged(judge, target, names)
+        known = None if seen is None else (seen >= 0.5).float()  # has it or has it not, as the sliders begin
         found = invert(generator, target, encoder=None, classifier=judge.net, attributes=known, condition="judge",
                        settings=Settings(steps=STEPS), on_step=question.turn.check)  # fmt: skip
         photo.found = Source(found.z, found.attributes, ("--image", "face.json"), found.to_json(), photo.image)
