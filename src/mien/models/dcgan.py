@@ -61,11 +61,11 @@ class DCGANGenerator(nn.Module):
         min_width: int = 16,
     ):
         super().__init__()
-        choose("generator norm", norm, ("batch", "pixel", "none"))
-        choose("generator head", head, ("transpose", "conv"))
-        choose("generator stem", stem, ("transpose", "linear"))
-        choose("generator condition", condition, ("none", "concat"))
-        choose("generator init", init, INITS)
+        choose("model.generator.norm", norm, ("batch", "pixel", "none"))
+        choose("model.generator.head", head, ("transpose", "conv"))
+        choose("model.generator.stem", stem, ("transpose", "linear"))
+        choose("model.generator.condition", condition, ("none", "concat"))
+        choose("model.generator.init", init, INITS)
         self.size, self.attributes, self.z_dim, self.condition = size, attributes, z_dim, condition
         inputs = z_dim + (attributes if condition == "concat" else 0)
         bias = norm != "batch"  # batch norm subtracts a bias before it and has its own
@@ -143,10 +143,10 @@ class DCGANDiscriminator(nn.Module):
         min_width: int = 16,
     ):
         super().__init__()
-        choose("discriminator norm", norm, ("batch", "spectral", "batch+spectral", "none"))
-        choose("discriminator head", head, ("conv", "sum"))
-        choose("discriminator condition", condition, ("none", "channels", "projection"))
-        choose("discriminator init", init, INITS)
+        choose("model.discriminator.norm", norm, ("batch", "spectral", "batch+spectral", "none"))
+        choose("model.discriminator.head", head, ("conv", "sum"))
+        choose("model.discriminator.condition", condition, ("none", "channels", "projection"))
+        choose("model.discriminator.init", init, INITS)
         self.size, self.attributes, self.condition, self.pool = size, attributes, condition, head
         self.input_noise = input_noise
         spectral = norm.endswith("spectral")

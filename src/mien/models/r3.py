@@ -129,7 +129,7 @@ class R3Generator(nn.Module):
         condition: str = "concat",
     ):
         super().__init__()
-        choose("generator condition", condition, ("none", "concat"))
+        choose("model.generator.condition", condition, ("none", "concat"))
         self.size, self.attributes, self.z_dim, self.condition = size, attributes, z_dim, condition
         self.embedding = None
         if condition == "concat" and attributes:
@@ -186,7 +186,7 @@ class R3Discriminator(nn.Module):
         input_noise: float = 0.0,
     ):
         super().__init__()
-        choose("discriminator condition", condition, ("none", "projection"))
+        choose("model.discriminator.condition", condition, ("none", "projection"))
         self.size, self.attributes, self.condition, self.input_noise = size, attributes, condition, input_noise
         sides = resolutions(size)
         stages: dict[str, nn.Module | None] = {}

@@ -223,9 +223,9 @@ class ResNetGenerator(nn.Module):
         min_width: int = 16,
     ):
         super().__init__()
-        choose("generator norm", norm, ("batch", "none"))
-        choose("generator condition", condition, ("none", "concat", "norm"))
-        choose("generator init", init, INITS)
+        choose("model.generator.norm", norm, ("batch", "none"))
+        choose("model.generator.condition", condition, ("none", "concat", "norm"))
+        choose("model.generator.init", init, INITS)
         if condition == "norm" and norm == "none":
             raise UserError("generator condition = 'norm' needs generator norm = 'batch': without a norm, choose condition 'concat'.")
         sides = resolutions(size)
@@ -319,10 +319,10 @@ class ResNetDiscriminator(nn.Module):
         min_width: int = 16,
     ):
         super().__init__()
-        choose("discriminator norm", norm, ("spectral", "none"))
-        choose("discriminator condition", condition, ("none", "channels", "projection"))
-        choose("discriminator head", head, ("sum", "conv"))
-        choose("discriminator init", init, INITS)
+        choose("model.discriminator.norm", norm, ("spectral", "none"))
+        choose("model.discriminator.condition", condition, ("none", "channels", "projection"))
+        choose("model.discriminator.head", head, ("sum", "conv"))
+        choose("model.discriminator.init", init, INITS)
         sides = resolutions(size)[:-1][::-1]
         check_attention("discriminator", attention, sides)
         self.size, self.attributes, self.condition, self.pool = size, attributes, condition, head

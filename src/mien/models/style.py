@@ -229,7 +229,7 @@ class StyleGenerator(nn.Module):
         condition: str = "concat",
     ):
         super().__init__()
-        choose("generator condition", condition, ("none", "concat"))
+        choose("model.generator.condition", condition, ("none", "concat"))
         self.size, self.attributes, self.z_dim, self.condition, self.mixing = size, attributes, z_dim, condition, mixing
         self.psi = 1.0
         self.mapping = Mapping(z_dim, attributes if condition == "concat" else 0, w_dim, layers=mapping)
@@ -345,7 +345,7 @@ class StyleDiscriminator(nn.Module):
         input_noise: float = 0.0,
     ):
         super().__init__()
-        choose("discriminator condition", condition, ("none", "projection"))
+        choose("model.discriminator.condition", condition, ("none", "projection"))
         self.size, self.attributes, self.condition, self.input_noise = size, attributes, condition, input_noise
         blocks: dict[str, nn.Module | None] = {}
         last = 0

@@ -175,8 +175,6 @@ def _photo(generator: LoadedGenerator, judge: FaceJudge, path: Path, crop: str) 
     if path.suffix.lower() == ".json":
         latent = _of_file(path, lambda text: read_inversion(text, generator))
         return {"name": name, "inputs": (latent.z, latent.attributes), "offsets": latent.offsets}
-    import torch
-
     from mien.apps.photos import align, judged, read_photo, trained_crop
     from mien.models.pictures import one_picture
 

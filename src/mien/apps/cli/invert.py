@@ -89,8 +89,6 @@ def _check(out: Path) -> None:
 
 def _search(generator: LoadedGenerator, judge: Judge, encoder: Any, image: Any, settings: Settings, compare: int) -> tuple[Inversion, dict]:
     """The inversion with the judge's condition (where it knows all attributes), and the errors it is set beside."""
-    import torch
-
     from mien.apps.photos import judged
     from mien.explore.invert import invert as search
     from mien.explore.invert import references

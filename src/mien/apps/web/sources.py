@@ -112,8 +112,6 @@ class Sources:
         generator = own_copy(self.studio, text(question.body, "model"), question.turn)
         if photo.model != generator.meta.get("sha256"):
             raise UserError("That photo was read for another model: give it again.")
-        import torch
-
         from mien.apps.photos import judged
         from mien.explore.invert import Settings, invert
         from mien.models.pictures import one_picture, to_uint8
