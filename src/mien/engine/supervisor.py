@@ -8,7 +8,7 @@ from typing import Any
 
 from mien.engine import build
 from mien.engine.balance import adapted_augment_p
-from mien.engine.diagnosis import Alarm, observe
+from mien.engine.diagnosis import Alarm, History, observe
 from mien.engine.schedules import Knobs, knobs_at
 from mien.engine.state import TrainState
 from mien.engine.steering import RATES, check_change
@@ -106,8 +106,7 @@ class Supervisor:
         if name == "augment_p" and not self.task.augment.names:
             return "augment_p cannot be turned: the run began without augmentations."
         config = self.task.config
-        batch_norm = "batch" in config.model.discriminator_options().get("norm", "none")
-        if name.startswith("consistency_") and batch_norm and not config.train.separate_batches:
+        if name.startswith("consistency_") and config.model.batch_norm_in_d and not config.train.separate_batches:
             return f"{name} cannot be turned: with batch norm in D it needs train.separate_batches=true from the run's beginning."
         return None
 
@@ -177,7 +176,7 @@ class Supervisor:
     def begin_anew(self) -> None:
         """Networks that have just changed are given the grace of young ones; what was suspected of them still holds for this step."""
         self._doubted_nimg = None if self.healthy() else self.state.nimg
-        self.state.history = type(self.state.history)(begun_nimg=self.state.nimg)
+        self.state.history = History(begun_nimg=self.state.nimg)
 
     def calm_down(self, *, rollbacks: int, calm: float, salt: int, clip_norm: float) -> str:
         """After a checkpoint was loaded: quieter knobs, another noise stream, and a diagnosis that begins anew."""

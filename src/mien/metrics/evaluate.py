@@ -206,7 +206,7 @@ def _control(subject: Subject) -> Found:
     columns = [judge.attribute_names.index(name) for name in asked]
     generator = subject.generator
     if generator is None:
-        labelled = ((subject.judged(subject.fake, "judging labels"), subject.fake), (subject.real_probabilities, subject.real))
+        labelled = ((subject.fake_probabilities, subject.fake), (subject.real_probabilities, subject.real))
         of_fake, of_real = (control.label_accuracy(probabilities=probabilities, attributes=faces.attributes[:, which], asked=asked,
                                                    judged=judge.attribute_names) for probabilities, faces in labelled)
         return [("control", of_fake, of_real.value)]
@@ -238,7 +238,7 @@ def _memorization(subject: Subject) -> Found:
 
 
 def _groups(subject: Subject) -> Found:
-    estimate = group_shares(real=subject.real_probabilities, fake=subject.judged(subject.fake, "judging the model's faces"),
+    estimate = group_shares(real=subject.real_probabilities, fake=subject.fake_probabilities,
                             names=subject.judge.attribute_names, asked=subject.fake.attribute_names)
     return [("groups", estimate, estimate.details["expected"])]
 

@@ -164,10 +164,10 @@ class Subject:
         self.from_cache &= found
         return array
 
-    def judged(self, faces: FaceSet, stage: str) -> np.ndarray:
+    @cached_property
+    def fake_probabilities(self) -> np.ndarray:
         """[N, J]: the judge's probabilities of the model's faces."""
-        assert faces is self.fake
-        return self._measured("probabilities", None, stage)
+        return self._measured("probabilities", None, "judging the model's faces")
 
     def look(self, generator: LoadedGenerator, judge: Judge, z: Tensor, conditions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As `attribute_control.look`, of latents z that are the first of `seed`; every process makes its share."""
