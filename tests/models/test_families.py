@@ -188,7 +188,7 @@ def test_a_key_of_another_family_is_refused_and_named():
         resolve(None, ["model.family=resnet", "model.generator.stem=linear"])
     with pytest.raises(UserError, match=r"model\.discriminator\.attention belongs to model\.family=resnet, not dcgan"):
         resolve(None, ["model.discriminator.attention=16"])
-    with pytest.raises(UserError, match="networks of the resnet family cannot grow"):
+    with pytest.raises(UserError, match="only dcgan networks can grow, not resnet"):
         resolve("resnet64", ["growth.at_kimg=100"])
 
 
