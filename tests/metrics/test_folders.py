@@ -41,6 +41,24 @@ def test_copies_among_few_faces_are_still_looked_for_with_many_held_out_images(t
     assert seen.protocol.n_fake == FEW and seen.details["n_held_out"] == 400
 
 
+@pytest.mark.parametrize("count", [600, 1000])  # the reference holds more than are looked at; the model has fewer faces than the reference
+def test_a_store_of_two_sources_is_held_out_of_both(toys, tmp_path, monkeypatch, count):
+    """A store lies source after source: its first images are of one alone, and fresh faces of another would pass for copies."""
+    from mien.metrics import subject
+
+    monkeypatch.setattr(subject, "MAX_HELD_OUT", 300)
+
+    def two_sources(name, faces, splits, seed):
+        rows = toys.rows(2 * faces, seed)
+        images = toys.draw(rows, seed)
+        images[faces:] = 120 + images[faces:] // 8  # paler, so nearer to one another
+        return toys.store(tmp_path / name, images, rows, np.tile(splits, 2))
+
+    store = two_sources("store", 1000, np.repeat([0, 1], 500), 3)
+    seen, = evaluate(two_sources("fresh", 300, np.ones(300), 4), store, metrics=["memorization"], features="pixels", count=count)
+    assert seen.details["n_held_out"] == 300 and seen.details["verdict"].startswith("no sign of copying")
+
+
 def picture_of(tmp_path, image, **options):
     Image.fromarray(image).save(tmp_path / "a.png", **options)
     return next(folder_faces(tmp_path, 32).read())[0].permute(1, 2, 0).numpy()

@@ -76,6 +76,38 @@ def test_held_out_images_are_needed():
         measure(fake, training, held_out[:50])
 
 
+@pytest.mark.parametrize("held_out, scale", [(100, 1), (100, 0.8), (300, 1), (300, 0.8)])
+def test_the_interval_knows_that_the_threshold_is_an_estimate(held_out, scale, monkeypatch):
+    """It holds the expected value about as often as it says, be the samples like the reals or nearer; likes of the reals get `expected`."""
+    monkeypatch.setattr("mien.metrics.memorization._cell_test", lambda *_: None)  # slow, and of no matter here
+    found = []
+    for seed in range(80):
+        draw = np.random.default_rng([held_out, seed])
+        found.append(measure(scale * draw.normal(size=(1500, 4)), draw.normal(size=(300, 4)), draw.normal(size=(held_out, 4))))
+    mean = np.mean([one.value for one in found])
+    assert np.mean([one.low <= mean <= one.high for one in found]) >= 0.88
+    if scale == 1:
+        assert mean == pytest.approx((0.01 * (held_out - 1) + 1) / (held_out + 1), rel=0.3) == found[0].details["expected"]
+
+
+@pytest.mark.parametrize("rounding", [0, 1e-6])
+def test_held_out_images_that_are_training_images_hide_no_copies(rounding):
+    fake, training, held_out = world()
+    held_out[:20] = training[:20] + rounding * held_out[:20]
+    honest, copies = measure(fake, training, held_out), measure(training[:600], training, held_out)
+    assert honest.details["held_out_copies"] == 20 and honest.details["n_held_out"] == 480
+    assert honest.details["verdict"] == "no sign of copying" and 0 < honest.value < 0.05
+    assert copies.value == 1 and copies.details["share_test_p"] < 1e-6
+    assert measure(*world()).details["held_out_copies"] == 0
+    with pytest.raises(UserError, match="there are 50 beside 450 that are training images too"):
+        measure(fake, training, np.concatenate([training[:450], held_out[450:]]))
+
+
+def test_a_handful_of_training_images_is_enough():
+    fake, training, held_out = world()
+    assert measure(fake, training[:6], held_out).details["n_training"] == 6
+
+
 def test_nearest_agrees_with_all_distances(monkeypatch):
     from mien.metrics import memorization
 

@@ -14,7 +14,7 @@ import mien
 Z95 = 1.959964  # half-width of a 95 % interval, in standard errors
 
 
-def wilson(share: float, count: int) -> tuple[float, float]:
+def wilson(share: float, count: float) -> tuple[float, float]:
     """95 % interval of a share seen in `count` images (Wilson 1927)."""
     z2 = Z95**2
     centre = (share + z2 / (2 * count)) / (1 + z2 / count)

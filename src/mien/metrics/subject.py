@@ -143,12 +143,17 @@ class Subject:
         Few faces to score are no reason for few held-out images: the test needs no equal sizes.
         """
         if self.split != "train":
-            whole = len(self.wider) == len(self.reference)
-            return self.real_features[:MAX_HELD_OUT] if whole else self._of_reals(self.wider[:MAX_HELD_OUT], "held-out images")
+            if len(self.wider) == len(self.reference):
+                return self.real_features[self._some(np.arange(len(self.wider)))]
+            return self._of_reals(self._some(self.wider), "held-out images")
         there = np.concatenate([self.store.indices("val"), self.store.indices("test")])
         if not len(there):
             raise UserError("The memorisation test needs real images outside the training split, and the store has none.")
-        return self._of_reals(np.sort(np.random.default_rng(self.seed).permutation(there)[:MAX_HELD_OUT]), "held-out images")
+        return self._of_reals(self._some(there), "held-out images")
+
+    def _some(self, indices: np.ndarray) -> np.ndarray:
+        """At most MAX_HELD_OUT of them, drawn by the seed (a store lies source after source), in rising order."""
+        return np.sort(np.random.default_rng(self.seed).permutation(indices)[:MAX_HELD_OUT])
 
     @cached_property
     def judge(self) -> Judge:
