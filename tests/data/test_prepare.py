@@ -176,6 +176,46 @@ def test_a_lone_unfit_image_that_the_first_look_missed_stops_all_too(tmp_path):
         prepare([str(folder)], tmp_path / "t", size=32, max_skipped=5)
 
 
+def test_the_advice_on_unfit_images_can_be_followed(tmp_path):
+    folder = many(tmp_path / "f", 100)      # 40 px
+    for number in (2, 3, 4):
+        picture(1, (20, 20)).save(folder / f"{number:04d}.png")
+    (folder / "0009.png").write_bytes(b"cut")
+    with pytest.raises(UserError, match=r"3 of 100 images do not suit: .* asked for; leave them out with --max-skipped 0.04 or pass"):
+        prepare([str(folder)], tmp_path / "s", size=32)         # no smaller size exists that would do
+    with pytest.raises(UserError, match="choose --size 32") as error:
+        prepare([str(many(tmp_path / "g", 10))], tmp_path / "s", size=128)
+    assert "--max-skipped" not in str(error.value)
+    with pytest.raises(UserError) as error:
+        prepare([str(folder)], tmp_path / "s", size=64)
+    assert "choose --size" not in str(error.value)
+    assert len(prepare([str(folder)], tmp_path / "s", size=32, max_skipped=0.04)[0]) == 96
+
+
+def test_notes_and_films_among_the_images_do_not_stop_a_preparation(tmp_path):
+    folder = many(tmp_path / "f", 10)
+    for name in ("notes.txt", "film.mp4"):
+        (folder / name).write_text("no picture")
+    store, _ = prepare([str(folder)], tmp_path / "s", size=32)
+    assert len(store) == 10 and [each["name"] for each in store.manifest["skipped"]] == ["film.mp4", "notes.txt"]
+    (folder / "face.heic").write_text("a picture, but not for us")
+    with pytest.raises(UserError, match=r"1 of 11 files cannot be used, over 1%: face.heic \(an image of a kind that is not read"):
+        prepare([str(folder)], tmp_path / "t", size=32)
+
+
+@pytest.mark.parametrize("name", ["a=b", "a,b"])
+def test_an_attribute_that_no_option_could_name_is_refused_before_the_work(photos, tmp_path, name):
+    (photos / "attributes.csv").write_text(f'file,"{name}",Male\n' + "".join(f"p{n:02d}.png,{n % 2},{n % 3 == 0:d}\n" for n in range(12)))
+    with pytest.raises(UserError, match=f"the column '{name}' of photos cannot be an attribute"):
+        prepare([str(photos)], tmp_path / "s")
+    assert prepare([str(photos)], tmp_path / "s", attributes=["Male"])[0].attribute_names == ("Male",)
+    for folder in (name, "other"):
+        (tmp_path / "classes" / folder).mkdir(parents=True)
+        picture(0, (80, 80)).save(tmp_path / "classes" / folder / "0.png")
+    with pytest.raises(UserError, match=f"the folder '{name}' of classes cannot be an attribute"):
+        prepare([str(tmp_path / "classes")], tmp_path / "t")
+
+
 def test_a_table_with_gaps_does_not_matter_when_no_attributes_are_kept(celeba, tmp_path):
     table = celeba / "list_attr_celeba.txt"
     table.write_text("\n".join(table.read_text().splitlines()[:20]) + "\n")

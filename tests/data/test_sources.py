@@ -194,6 +194,70 @@ def test_class_folders(tmp_path):
     assert one.attribute_names == () and one.kind == "images"
 
 
+def folders_of_pictures(root, *names, count=3):
+    for name in names:
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            picture(number, (40, 40)).save(root / name / f"{number}.png")
+    return root
+
+
+def test_folders_of_splits_beside_others_are_refused(tmp_path):
+    root = folders_of_pictures(tmp_path / "set", "train", "val", "extra")
+    with pytest.raises(UserError, match="has the folders of splits train, val beside extra: put each"):
+        find_sources(str(root))
+
+
+def test_folders_that_a_stray_picture_keeps_from_being_classes_are_told(tmp_path):
+    root = folders_of_pictures(tmp_path / "set", "happy", "sad")
+    assert find_sources(str(root))[0].notes == []
+    picture(0, (40, 40)).save(root / "cover.jpg")
+    [source] = find_sources(str(root))
+    assert source.attribute_names == ()
+    assert source.notes == ["the folders happy, sad were not taken as classes, because cover.jpg stands beside them"]
+    split = folders_of_pictures(tmp_path / "split", "train", "val")
+    picture(0, (40, 40)).save(split / "cover.jpg")
+    assert "train, val were not taken as splits" in find_sources(str(split))[0].notes[0]
+
+
+def test_class_folders_and_their_zip_have_the_same_names_and_splits(tmp_path):
+    root = folders_of_pictures(tmp_path / "set", "happy", "sad", count=20)
+    [folder], [archive] = find_sources(str(root)), find_sources(str(zip_folder(root, tmp_path / "set.zip", "set/")))
+    assert folder.names == archive.names and folder.names[0] == "happy/0.png"
+    assert np.array_equal(folder.splits, archive.splits) and np.array_equal(folder.attributes, archive.attributes)
+
+
+def test_a_table_parted_by_tabs(photos):
+    (photos / "labels.tsv").write_text("file\tMale\n" + "".join(f"p{n:02d}.png\t{n % 2}\n" for n in range(12)))
+    [source] = find_sources(str(photos))
+    assert source.attribute_names == ("Male",) and source.attributes[:, 0].tolist() == [0, 1] * 6 and source.skipped == {}
+
+
+def test_the_number_of_a_sampled_face_is_no_attribute(tmp_path):
+    root = folders_of_pictures(tmp_path / "drawn", ".", count=2)
+    (root / "attributes.csv").write_text("name,seed,Male\n0.png,0,1\n1.png,1,0\n")
+    assert find_sources(str(root))[0].attribute_names == ("seed", "Male")     # somebody's own column
+    (root / "provenance.json").write_text("{}")
+    [source] = find_sources(str(root))
+    assert source.attribute_names == ("Male",) and source.attributes.tolist() == [[1], [0]] and source.notes == []
+
+
+def test_names_that_differ_in_their_case_are_said_so(photos):
+    (photos / "attributes.csv").write_text("file,Male\n" + "".join(f"P{n:02d}.PNG,{n % 2}\n" for n in range(12)))
+    with pytest.raises(UserError, match="p00.png is P00.PNG there; capital and small letters must be the same"):
+        find_sources(str(photos))
+
+
+def test_only_celebas_own_lists_are_to_be_downloaded_again(photos, celeba):
+    (photos / "attributes.csv").write_text("file,Male\np00.png\n")
+    (celeba / "list_attr_celeba.txt").write_text("")
+    for root, advice in ((photos, "; mend it$"), (celeba, "; download it again, or mend it$")):
+        if root == photos:
+            (photos / "attributes.csv").write_text("file,Male\n" + "".join(f"p{n:02d}.png\n" for n in range(12)))
+        with pytest.raises(UserError, match=advice):
+            find_sources(str(root))
+
+
 @pytest.mark.parametrize(("table", "complaint"), [
     ("file,Male\n{0},1\n{1},0\n{0},0\n", r"lines 2 and 4 of attributes.csv both describe a.png, and differ"),
     ("Male,file\n1,{0}\n0,{1}\n", r"no row for any of the 2 images .*its rows begin with 1, 0; the file names must be its first column"),

@@ -50,8 +50,7 @@ class Table:
             number, line = self.lines[key]
             cells = cut(line, self.delimiter)
             if len(cells) != self.width:
-                raise UserError(f"line {number} of {self.label} has {len(cells)} cells, {self.width} are needed; download it again, "
-                                "or mend that line")
+                raise UserError(f"line {number} of {self.label} has {len(cells)} cells, {self.width} are needed; {_mend(self.label)}")
             if self.split_place is not None:
                 splits.append(_split(cells[self.split_place], self.label, number))
             codes_of_rows.append(_codes([cells[place] for place in self.places]))
@@ -59,6 +58,11 @@ class Table:
         binary = [column for column in range(len(self.names)) if _is_binary(codes[:, column])]
         values = (codes[:, binary] == 1).astype(np.uint8)
         return tuple(self.names[column] for column in binary), values, None if self.split_place is None else np.array(splits, np.uint8)
+
+    def leave_out(self, name: str) -> None:
+        """Forget the column of this name, if there is one."""
+        kept = [(each, place) for each, place in zip(self.names, self.places) if each != name]
+        self.names, self.places = tuple(each for each, _ in kept), tuple(place for _, place in kept)
 
     def odd_cell(self, rows: Sequence[str], name: str) -> str:
         """Where the column `name` is not binary: "'' in line 7" for the first cell of these rows that is no 0 or 1."""
@@ -86,6 +90,13 @@ def match(files: Sequence[str], rows: Mapping[str, object], label: str) -> list[
     if len(found) < len(files):
         _match_tails(files, rows, label, found)
     missing = [name for name in files if name not in found]
+    if missing:
+        by_lower = {_tail(row, 1, True).lower(): row for row in rows}
+        twins = ((name, by_lower.get(_tail(name, 1, True).lower())) for name in missing)
+        twin = next(((name, row) for name, row in twins if row and _tail(row, 1, True) != _tail(name, 1, True)), None)
+        if twin:
+            raise UserError(f"{label} has no row for {len(missing):,} of {len(files):,} images: {twin[0]} is {twin[1]} there; capital and "
+                            "small letters must be the same")
     if missing and len(missing) == len(files) and rows:
         raise UserError(f"{label} has no row for any of the {len(files):,} images ({first(missing)}): its rows begin with "
                         f"{first(list(rows))}; the file names must be its first column")
@@ -147,7 +158,7 @@ def read_table(data: bytes, label: str) -> Table:
     while lines and not lines[-1].strip():
         lines.pop()
     if not lines:
-        raise UserError(f"{label} is empty; download it again")
+        raise UserError(f"{label} is empty; {_mend(label)}")
     if _delimiter(lines[0]):
         return _read_csv(lines, label)
     if len(lines) < 2 or not lines[0].strip().isdigit():
@@ -212,7 +223,7 @@ def read_partition(data: bytes, label: str, files: Sequence[str]) -> np.ndarray:
         number, line = by_name[key]
         cells = line.split(delimiter)
         if len(cells) != 2:
-            raise UserError(f"line {number} of {label} should be a file name and a 0, 1 or 2; download it again, or mend that line")
+            raise UserError(f"line {number} of {label} should be a file name and a 0, 1 or 2; {_mend(label)}")
         splits[at] = _split(cells[1], label, number)
     return splits
 
@@ -238,6 +249,16 @@ def find_file(names: Iterable[str], wanted: Sequence[str], read: Callable[[str],
     by_last = {name.rsplit("/", 1)[-1]: name for name in names}
     found = next((by_last[name] for name in wanted if name in by_last), None)
     return None if found is None else (found, read(found))
+
+
+def _mend(label: str) -> str:
+    """What to do about a damaged file: only CelebA's own lists can be had again."""
+    return "download it again, or mend it" if label.replace("\\", "/").rpartition("/")[2].startswith("list_") else "mend it"
+
+
+def counted(count: int, noun: str) -> str:
+    """'1 image', '2,000 images'."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def first(names: Sequence[str], count: int = 3) -> str:

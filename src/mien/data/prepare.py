@@ -16,14 +16,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from mien.data.annotations import first
+from mien.data.annotations import counted, first
 from mien.data.attributes import columns
 from mien.data.formats import (
     FILTER,
@@ -40,7 +40,7 @@ from mien.data.formats import (
     render,
     upright_size,
 )
-from mien.data.sources import Reader, Source, find_sources
+from mien.data.sources import NO_IMAGE, Reader, Source, find_sources
 from mien.data.store import FaceStore, open_store
 from mien.data.writer import StoreWriter, refuse_existing
 from mien.errors import UserError
@@ -159,7 +159,7 @@ def prepare(names: Sequence[str], out: str | Path, *, size: int = 64, crop: str 
 def _plan(sources: list[Source], wanted: Sequence[str] | None, note: Callable[[str], None]) -> Plan:
     """Join the sources: names made distinct, attributes chosen."""
     for source in sources:
-        there = f"{len(source.keys):,} images" if source.listed is None else f"{len(source.keys):,} of {source.listed:,} images present"
+        there = counted(len(source.keys), "image") if source.listed is None else f"{len(source.keys):,} of {source.listed:,} images present"
         note(f"{source.name}: {there}")
         for line in source.notes:
             note(line)
@@ -217,6 +217,11 @@ def _attributes(sources: list[Source], wanted: Sequence[str] | None, note: Calla
     for source in sources:
         assert source.attributes is not None
         tables.append(source.attributes[:, columns(wanted, source.attribute_names, where=f"the source {source.name}")])
+        for name in wanted:
+            if "=" in name or "," in name or name != name.strip():
+                what = "folder" if source.kind == "class folders" else "column"
+                raise UserError(f"the {what} {name!r} of {source.name} cannot be an attribute: no name with '=', ',' or a space at its end "
+                                f"can be asked for; rename the {what}, or keep others with --attributes")
     return tuple(wanted), np.concatenate(tables)
 
 
@@ -232,9 +237,10 @@ def _job(plan: Plan, crop: str | None, size: int, allow_upscale: bool, max_skipp
     job = Job(readers, crop, size, allow_upscale)
     note(f"crop {crop}, {size}x{size} px, Lanczos")
     if any(_misfit(job, found) for found in sizes.values()):
-        every = {row: why for row in range(len(plan.names)) if (found := _header(job, plan, row)) and (why := _misfit(job, found))}
+        headers = [_header(job, plan, row) for row in range(len(plan.names))]
+        every = {row: why for row, found in enumerate(headers) if found and (why := _misfit(job, found))}
         if len(every) > (max_skipped or 0) * len(plan.names):
-            raise _unfit(every, plan, job)
+            raise _unfit(every, plan, job, len(_doubtful(plan)) + headers.count(None))
     boxes = {crop_box(crop, *found) for found in sizes.values() if not _misfit(job, found)}
     for box in sorted(box for box in boxes if not is_integral(box)):
         edges = ", ".join(f"{edge:g}" for edge in box)
@@ -259,15 +265,17 @@ def _misfit(job: Job, found: tuple[int, int]) -> str | None:
     return None
 
 
-def _unfit(why: dict[int, str], plan: Plan, job: Job) -> UserError:
-    """The error for the images of these rows of the plan, {row: reason}."""
+def _unfit(why: dict[int, str], plan: Plan, job: Job, others: int) -> UserError:
+    """The error for the images of these rows of the plan, {row: reason}; so many others are left out too, for other reasons."""
     row, reason = next(iter(why.items()))
     culprits = sorted({plan.sources[plan.source[each]].name for each in why})
     name = plan.names[row] if len(plan.sources) == 1 else f"{plan.names[row]} of {plan.sources[plan.source[row]].name}"
     leave = f"leave out {' and '.join(culprits)}" if len(culprits) < len(plan.sources) else None
     if leave is None and len(why) < len(plan.names):
-        leave = f"leave them out with --max-skipped {math.ceil(100 * len(why) / len(plan.names)) / 100:g}"
-    remedy = "use --crop square" if "the shape" in reason else f"choose a --size under {job.size}" if job.size > min(SIZES) else None
+        leave = f"leave them out with --max-skipped {math.ceil(100 * (len(why) + others) / len(plan.names)) / 100:g}"
+    headers = [found for each in why if (found := _header(job, plan, each))]
+    fitting = [size for size in SIZES if size < job.size and not any(_misfit(replace(job, size=size), found) for found in headers)]
+    remedy = "use --crop square" if "the shape" in reason else f"choose --size {max(fitting)}" if fitting else None
     remedies = [each for each in (remedy, leave, None if "the shape" in reason else "pass --allow-upscale") if each]
     return UserError(f"{len(why):,} of {len(plan.names):,} images do not suit: {name} {reason}; "
                      + (", ".join(remedies[:-1]) + " or " if len(remedies) > 1 else "") + remedies[-1])
@@ -300,7 +308,7 @@ def _write_images(plan: Plan, job: Job, writer: StoreWriter, workers: int, max_s
                 (bad if kind == "bad" else unfit)[number * step + place] = reason
             advance(len(chunks[number]))
     if len(unfit) > (max_skipped or 0) * len(plan.names):
-        raise _unfit(unfit, plan, job)
+        raise _unfit(unfit, plan, job, len(_doubtful(plan)) + len(bad))
     left_out = dict(sorted((bad | unfit).items()))
     plan.skipped |= {plan.names[row]: reason for row, reason in left_out.items()}
     plan.keep(np.setdiff1d(np.arange(len(plan.names)), list(left_out)))
@@ -357,11 +365,17 @@ def _worker_count(asked: int | None, count: int) -> int:
     return min(asked or cores, max(1, count))
 
 
+def _doubtful(plan: Plan) -> dict[str, str]:
+    """{name: reason} of the skipped files that should have been images; a note or a film among them is no sign of damage."""
+    return {name: reason for name, reason in plan.skipped.items() if reason != NO_IMAGE}
+
+
 def _judge_skipped(plan: Plan, max_skipped: float) -> None:
     """UserError with the list when too many files were skipped, or nothing is left."""
-    total = len(plan.names) + len(plan.skipped)
-    if not plan.names or len(plan.skipped) > max_skipped * total:
-        listed = ", ".join(f"{name} ({reason})" for name, reason in list(plan.skipped.items())[:20])
-        more = f" and {len(plan.skipped) - 20:,} more" if len(plan.skipped) > 20 else ""
+    skipped = _doubtful(plan)
+    total = len(plan.names) + len(skipped)
+    if not plan.names or len(skipped) > max_skipped * total:
+        listed = ", ".join(f"{name} ({reason})" for name, reason in list(skipped.items())[:20])
+        more = f" and {len(skipped) - 20:,} more" if len(skipped) > 20 else ""
         advice = "mend or remove them" if not plan.names else "mend or remove them, or allow more with --max-skipped"
-        raise UserError(f"{len(plan.skipped):,} of {total:,} files cannot be used, over {max_skipped:.0%}: {listed}{more}; {advice}")
+        raise UserError(f"{len(skipped):,} of {total:,} files cannot be used, over {max_skipped:.0%}: {listed}{more}; {advice}")

@@ -29,7 +29,9 @@ CELEBA_FOLDERS = ("img_align_celeba", "img_align_celeba_png", "img_align_celeba_
 ATTRIBUTE_FILES = ("list_attr_celeba.txt", "list_attr_celeba.csv")
 PARTITION_FILES = ("list_eval_partition.txt", "list_eval_partition.csv")
 SPLIT_FOLDERS = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 2, "testing": 2}
-COMPANIONS = (".csv", ".json", ".html", ".md")      # files that stand beside images on purpose; README and LICENSE too
+NO_IMAGE = "not an image file"                     # listed, but no reason to doubt the source
+TABLES = (".csv", ".tsv")
+COMPANIONS = (*TABLES, ".json", ".html", ".md")      # files that stand beside images on purpose; README and LICENSE too
 
 
 class Reader(Protocol):
@@ -109,8 +111,8 @@ def _from_files(files: Files, annotated: bool) -> list[Source]:
             return _from_files(ZipFiles(archive), annotated)
     if not images:
         raise UserError(f"{files.path} holds no images (.jpg, .png, .webp, .bmp, .tif, .ppm, .gif); name the folder that does")
-    table = annotations.find_file(_top(files), ["attributes.csv"], files.read) or _only_csv(files)
-    classes = _classes(images) if table is None else None
+    table = annotations.find_file(_top(files), ["attributes.csv", "attributes.tsv"], files.read) or _only_table(files)
+    classes = _classes(images, files.path) if table is None else None
     if classes is not None:
         return [_class_folders(files, images, *classes)]
     return [_plain(files, images, table, annotated)]
@@ -206,20 +208,30 @@ def _common_prefix(names: list[str]) -> str:
     return "".join(f"{part}/" for part in shared)
 
 
-def _only_csv(files: Files) -> tuple[str, bytes] | None:
-    """The one CSV at the top, or the one beside a zip that bears its name."""
-    tables = [name for name in _top(files) if name.lower().endswith(".csv")]
+def _only_table(files: Files) -> tuple[str, bytes] | None:
+    """The one CSV (or TSV) at the top, or the one beside a zip that bears its name."""
+    tables = [name for name in _top(files) if name.lower().endswith(TABLES)]
     if len(tables) > 1:
         raise UserError(f"{files.path} has several CSVs ({annotations.first(tables)}); call the one with the attributes attributes.csv")
     if tables:
         return tables[0], files.read(tables[0])
-    beside = files.path.with_suffix(".csv")
-    return (str(beside), beside.read_bytes()) if isinstance(files, ZipFiles) and beside.is_file() else None
+    beside = [files.path.with_suffix(suffix) for suffix in TABLES] if isinstance(files, ZipFiles) else []
+    return next(((str(table), table.read_bytes()) for table in beside if table.is_file()), None)
 
 
-def _classes(images: list[str]) -> tuple[list[str], list[str], list[int] | None] | None:
-    """For class folders: (class names, the class of each image, the split of each image or None). None when it is another layout."""
-    parts = [name.removeprefix(_common_prefix(images)).split("/") for name in images]
+def _classes(images: list[str], path: Path) -> tuple[list[str], list[str], list[int] | None] | None:
+    """For class folders: (class names, the class of each image, the split of each image or None). None when it is another layout.
+
+    UserError where some folders bear names of splits and others do not: val would be a class, and trained on.
+    """
+    prefix = _common_prefix(images)
+    parts = [name.removeprefix(prefix).split("/") for name in images]
+    folders = sorted({part[0] for part in parts if len(part) > 1})
+    ours = [name for name in folders if name.lower() in SPLIT_FOLDERS]
+    if ours and len(ours) < len(folders):
+        others = [name for name in folders if name not in ours]
+        raise UserError(f"{path} has the folders of splits {annotations.first(ours)} beside {annotations.first(others)}: put each image in "
+                        "a split's folder, rename those that mean no split, or name one folder as the source")
     splits = None
     if all(len(part) > 2 and part[0].lower() in SPLIT_FOLDERS for part in parts):
         splits = [SPLIT_FOLDERS[part[0].lower()] for part in parts]
@@ -231,19 +243,37 @@ def _classes(images: list[str]) -> tuple[list[str], list[str], list[int] | None]
     return (names, labels, splits) if len(names) > 1 and set(map(str.lower, names)) - set(SPLIT_FOLDERS) else None
 
 
+def _untaken(names: list[str]) -> list[str]:
+    """A note on folders that would be classes, or splits, did not some images stand beside them."""
+    parts = [name.split("/") for name in names]
+    if all(len(part) > 1 and part[0].lower() in SPLIT_FOLDERS for part in parts):
+        parts = [part[1:] for part in parts]
+    folders = sorted({part[0] for part in parts if len(part) > 1})
+    loose = [name for name, part in zip(names, parts) if len(part) == 1]
+    if len(folders) < 2 or not loose:
+        return []
+    what = "classes" if set(map(str.lower, folders)) - set(SPLIT_FOLDERS) else "splits"
+    return [f"the folders {annotations.first(folders)} were not taken as {what}, because {annotations.first(loose)} "
+            f"{'stands' if len(loose) == 1 else 'stand'} beside them"]
+
+
 def _class_folders(files: Files, images: list[str], classes: list[str], labels: list[str], splits: list[int] | None) -> Source:
     place = {name: column for column, name in enumerate(classes)}
-    return Source(files.label.removesuffix(".zip"), "class folders", files, images, images, [files.marks[name] for name in images],
+    prefix = _common_prefix(images)
+    names = [name.removeprefix(prefix) for name in images]      # a folder and its zip give the same names, and so the same splits
+    return Source(files.label.removesuffix(".zip"), "class folders", files, images, names, [files.marks[name] for name in images],
                   attribute_names=tuple(classes), attributes=np.eye(len(classes), dtype=np.uint8)[[place[label] for label in labels]],
-                  splits=None if splits is None else with_val(splits, images), skipped=_strangers(files, images))
+                  splits=None if splits is None else with_val(splits, names), skipped=_strangers(files, images))
 
 
 def _plain(files: Files, images: list[str], table: tuple[str, bytes] | None, annotated: bool) -> Source:
     prefix = _common_prefix(images)
     names = [name.removeprefix(prefix) for name in images]
     source = Source(files.label.removesuffix(".zip"), "images", files, images, names, [files.marks[name] for name in images],
-                    skipped=_strangers(files, images))
+                    skipped=_strangers(files, images), notes=[] if table else _untaken(names))
     read = annotations.read_table(table[1], table[0]) if table else None
+    if read and "provenance.json" in {name.rpartition("/")[2] for name in _top(files)}:
+        read.leave_out("seed")      # of a folder that mien sample wrote: the number of the face
     if read and (annotated or read.split_place is not None):
         rows = read.rows_of(images)     # whole paths: a table may write them from above the common folder or from inside it
         source.attribute_names, source.attributes, splits = read.select(rows)
@@ -259,6 +289,10 @@ def _plain(files: Files, images: list[str], table: tuple[str, bytes] | None, ann
     return source
 
 
+OTHER_KINDS = (".heic", ".heif", ".avif", ".jxl", ".jp2")
+OTHER_KIND = "an image of a kind that is not read: save it as .jpg or .png"
+
+
 def _strangers(files: Files, images: list[str]) -> dict[str, str]:
     """{file: reason} of the files that stand among these images and are none. Tables, pages and licences belong there."""
     folders = {name.rpartition("/")[0] for name in images}
@@ -268,7 +302,7 @@ def _strangers(files: Files, images: list[str]) -> dict[str, str]:
             folder, _, last = name.rpartition("/")
             on_purpose = last.lower().endswith(COMPANIONS) or last.upper().startswith(("README", "LICEN")) or last in KNOWN_FILES
             if folder in folders and not on_purpose:
-                strangers[name] = "not an image file"
+                strangers[name] = OTHER_KIND if last.lower().endswith(OTHER_KINDS) else NO_IMAGE
     return strangers
 
 

@@ -204,14 +204,15 @@ def attribute_list(text: str) -> list[str] | None:
 
 def tell(store: FaceStore) -> None:
     """What a store holds, in a line."""
+    from mien.data.annotations import counted
     from mien.data.store import SPLITS
 
     counts = {split: int((store.splits == code).sum()) for split, code in SPLITS.items()}
     splits = ", ".join(f"{split} {count:,}" for split, count in counts.items() if count)
     skipped = store.manifest.get("skipped") or []
-    left_out = f", {len(skipped):,} files skipped (listed in its manifest.json)" if skipped else ""
-    console.say(f"{store.path}: {len(store):,} images, {store.size}x{store.size} px, {len(store.attribute_names)} attributes "
-                f"({splits}){left_out}")
+    left_out = f", {counted(len(skipped), 'file')} skipped (listed in its manifest.json)" if skipped else ""
+    console.say(f"{store.path}: {counted(len(store), 'image')}, {store.size}x{store.size} px, "
+                f"{counted(len(store.attribute_names), 'attribute')} ({splits}){left_out}")
 
 
 def describe(store: FaceStore) -> dict[str, Any]:
