@@ -25,6 +25,8 @@ def test_a_perfect_generator_has_control_and_no_leak(toys):
     scores = measure(toys, toys.generator())
     (accuracy, ceiling), (leakage, _) = scores["control"], scores["leakage"]
     assert accuracy.value == 1 and ceiling == 1
+    assert 0.97 < accuracy.low < 0.99 and accuracy.high == 1  # of 200 latents: that all were right does not make it certain
+    assert all((row["low"], row["high"]) == (accuracy.low, 1) for row in accuracy.details["per_attribute"].values())
     assert leaks(scores) == set() and leakage.value < 0.02
     matrix = np.array(leakage.details["leakage"])
     assert matrix[0, 0] == pytest.approx(0.96, abs=0.01) and matrix[1, 1] == pytest.approx(0.96, abs=0.01)
@@ -75,7 +77,7 @@ def test_swapped_conditions_show_in_the_confusion(toys):
             return super().forward(z, attributes.flip(1))
 
     scores = measure(toys, toys.generator(net=Swapped(("Male", "Smiling"))))
-    assert scores["control"][0].value < 0.65
+    assert scores["control"][0].low < scores["control"][0].value < 0.65
     assert {("Male", "Smiling"), ("Smiling", "Male")} <= leaks(scores)
 
 
@@ -108,6 +110,21 @@ def test_sweep_and_rare_combinations(toys):
         assert curve[0][1] < 0.05 and curve[-1][1] > 0.95 and all(a[1] <= b[1] for a, b in zip(curve, curve[1:]))
     rare = control.rare_combinations(generator, toys.judge, rows, [0, 1], [0, 1], ("Male", "Smiling"))
     assert [(r["combination"], r["share_of_reals"], r["all_right"]) for r in rare] == [("Male=1,Smiling=1", 0.0, 1.0)]
+
+
+@pytest.mark.parametrize("attributes", [1, 6])
+@pytest.mark.parametrize("share", [0.5, 0.02])
+def test_the_interval_of_labels_counts_the_few_that_have_an_attribute(attributes, share):
+    """Of pictures whose attributes are judged right together, as of one face."""
+    draw, names, held = np.random.default_rng(0), [f"a{i}" for i in range(attributes)], []
+    for _ in range(200):
+        rows, luck = (draw.random((1000, attributes)) < share).astype(np.uint8), draw.random((1000, 1))
+        said = np.where(rows == 1, luck < 0.75, luck >= 0.98).astype(float)
+        found = control.label_accuracy(probabilities=said, attributes=rows, asked=names, judged=names)
+        held.append(found.low <= (0.75 + 0.98) / 2 <= found.high)
+    assert 0.88 <= np.mean(held) <= 0.995
+    perfect = control.label_accuracy(probabilities=rows.astype(float), attributes=rows, asked=names, judged=names)
+    assert perfect.value == perfect.high == 1 and 0.9 < perfect.low < 1
 
 
 def test_many_attributes_do_not_make_hours():

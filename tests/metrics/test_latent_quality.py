@@ -3,14 +3,24 @@
 import numpy as np
 import pytest
 
+from mien.errors import UserError
 from mien.metrics.features import build_extractor
-from mien.metrics.latent_quality import mean_distance, path_length
+from mien.metrics.latent_quality import diversity_from_features, mean_distance, path_length
 
 
 def test_mean_distance_agrees_with_all_pairs():
     x = np.random.default_rng(0).normal(size=(50, 5))
     pairs = [np.linalg.norm(x[i] - x[j]) for i in range(50) for j in range(i)]
     assert mean_distance(x)[0] == pytest.approx(np.mean(pairs), rel=1e-9)
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+def test_reals_that_are_all_alike_are_no_yardstick(size):
+    draw = np.random.default_rng(0)
+    fake, real = draw.normal(size=(300, 8)), np.repeat(size * draw.normal(size=(1, 8)), 300, axis=0)
+    with pytest.raises(UserError, match="All 300 real images have the same features"):
+        diversity_from_features(real=real, fake=fake)
+    assert diversity_from_features(real=fake, fake=real)["diversity"].value == pytest.approx(0, abs=1e-6 * size)
 
 
 def test_a_jumpy_generator_has_a_longer_path(toys):

@@ -19,7 +19,7 @@ import torch
 from mien.combinations import combination_name
 from mien.errors import UserError
 from mien.metrics.face_sets import SEED_STRIDE, combinations_of
-from mien.metrics.protocol import Z95, Estimate
+from mien.metrics.protocol import Z95, Estimate, wilson
 
 if TYPE_CHECKING:
     from mien.explore.load import LoadedGenerator
@@ -132,15 +132,15 @@ def _accuracy(answers: Answers, asked: Sequence[str], columns: list[int], real_p
     ceilings = [balanced_accuracy(real_probabilities[:, c], real_attributes[:, i]) for i, c in zip(answers.which, columns)]
     attributes: dict[str, Any] = {}
     for i, (name, c) in enumerate(zip(asked, columns)):
-        mean, half = _mean_and_half(per_latent[i])
+        mean, low, high = _mean_and_interval(per_latent[i])
         given_1, given_0 = int((answers.on[i, :, c] >= 0.5).sum()), int((answers.off[i, :, c] >= 0.5).sum())
         n = answers.on.shape[1]
-        attributes[name] = {"accuracy": mean, "low": mean - half, "high": min(1.0, mean + half), "asked_1": given_1 / n,
+        attributes[name] = {"accuracy": mean, "low": low, "high": high, "asked_1": given_1 / n,
                             "asked_0": 1 - given_0 / n, "reals": ceilings[i],
                             "confusion": {"asked 0": [n - given_0, given_0], "asked 1": [n - given_1, given_1]}}
-    mean, half = _mean_and_half(per_latent.mean(axis=0))
+    mean, low, high = _mean_and_interval(per_latent.mean(axis=0))
     reals = [ceiling for ceiling in ceilings if ceiling is not None]
-    estimate = Estimate(value=mean, low=mean - half, high=min(1.0, mean + half), interval="95 %, over latents",
+    estimate = Estimate(value=mean, low=low, high=high, interval="95 %, over latents",
                         details={"attributes": list(asked), "accuracy": {name: row["accuracy"] for name, row in attributes.items()},
                                  "ceiling": dict(zip(asked, ceilings)), "per_attribute": attributes, "latents": answers.on.shape[1]})
     return estimate, float(np.mean(reals)) if reals else 0.5
@@ -214,17 +214,31 @@ def _identity(answers: Answers, asked: Sequence[str]) -> Estimate:
 
 
 def label_accuracy(*, probabilities: np.ndarray, attributes: np.ndarray, asked: Sequence[str], judged: Sequence[str]) -> Estimate:
-    """For pictures that came with labels [N, A] and cannot be asked again: the judge's balanced accuracy on them, mean over attributes."""
+    """For pictures that came with labels [N, A] and cannot be asked again: the judge's balanced accuracy on them, mean over attributes.
+
+    Interval: by the linearised jackknife over pictures, whose attributes vary together. For its variance, and only there, one judged
+    right and one judged wrong are added to those with an attribute and to those without, or few of a kind would seem all alike
+    (Agresti & Caffo 2000, The American Statistician 54:280).
+    """
     rows: dict[str, float] = {}
+    moves, added = np.zeros(len(probabilities)), 0.0  # what each picture adds to the sum; variance of those added
     for i, name in enumerate(asked):
-        accuracy = balanced_accuracy(probabilities[:, list(judged).index(name)], attributes[:, i])
-        if accuracy is not None:
-            rows[name] = accuracy
+        probability, has = probabilities[:, list(judged).index(name)], attributes[:, i] == 1
+        accuracy = balanced_accuracy(probability, attributes[:, i])
+        if accuracy is None:
+            continue
+        rows[name] = accuracy
+        right = (probability >= 0.5) == has
+        for kind in (has, ~has):
+            count = int(kind.sum()) + 2
+            share = (int(right[kind].sum()) + 1) / count
+            moves[kind] += (right[kind] - share) / (2 * count)
+            added += (share**2 + (1 - share) ** 2) / (2 * count) ** 2
     if not rows:
         raise UserError("The pictures' labels name no attribute that the judge knows and that some have and some have not.")
     value = float(np.mean(list(rows.values())))
-    half = Z95 * float(np.sqrt(value * (1 - value) / len(probabilities)))
-    return Estimate(value=value, low=max(0.0, value - half), high=min(1.0, value + half), interval="95 %, binomial",
+    half = Z95 * float(np.sqrt((moves**2).sum() + added)) / len(rows)
+    return Estimate(value=value, low=max(0.0, value - half), high=min(1.0, value + half), interval="95 %, jackknife",
                     details={"attributes": list(rows), "accuracy": rows})
 
 
@@ -287,6 +301,15 @@ def latents_for(attributes: int, wanted: int) -> int:
 
 def _mean_and_half(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean()), Z95 * float(values.std(ddof=1)) / len(values) ** 0.5
+
+
+def _mean_and_interval(shares: np.ndarray) -> tuple[float, float, float]:
+    """(mean, low, high) of shares in 0..1. Where all are alike, others are as rare as Wilson's interval of none in so many."""
+    mean, half = _mean_and_half(shares)
+    if shares.min() == shares.max():
+        _, rare = wilson(0, len(shares))
+        return mean, mean * (1 - rare), mean + rare * (1 - mean)
+    return mean, max(0.0, mean - half), min(1.0, mean + half)
 
 
 def _rounded(matrix: np.ndarray) -> list[list[float]]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mien.errors import UserError
 from mien.metrics.face_sets import SEED_STRIDE
 from mien.metrics.features import check_features
 from mien.metrics.memorization import nearest
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 BLOCK = 1024
 TWIN_QUANTILE = 0.01  # reals' nearest-neighbour distances: two samples nearer than this are twins
+SAME = 1e-6  # of the features' size: distances below it are rounding
 COLLAPSED = 0.5  # of the reals' diversity
 NARROW = 0.85
 MANY_TWINS = 0.2
@@ -40,10 +42,15 @@ def mean_distance(features: np.ndarray) -> tuple[float, float]:
 
 
 def diversity_from_features(*, real: np.ndarray, fake: np.ndarray) -> dict[str, Estimate]:
-    """{'diversity': mean distance between two fakes over that between two reals}: 1 is as varied as the data, 0 is one face."""
+    """{'diversity': mean distance between two fakes over that between two reals}: 1 is as varied as the data, 0 is one face.
+
+    Raises UserError when the reals are all alike.
+    """
     (of_fake, fake_error), (of_real, real_error) = mean_distance(fake), mean_distance(real)
-    ratio = of_fake / max(of_real, 1e-12)
-    half = Z95 * float(np.hypot(fake_error, ratio * real_error)) / max(of_real, 1e-12)
+    if of_real <= SAME * float(np.abs(real).max()):
+        raise UserError(f"All {len(real):,} real images have the same features: there is no variety to compare with.")
+    ratio = of_fake / of_real
+    half = Z95 * float(np.hypot(fake_error, ratio * real_error)) / of_real
     return {"diversity": Estimate(value=ratio, low=max(0.0, ratio - half), high=ratio + half, interval="95 %, jackknife")}
 
 
