@@ -1,6 +1,7 @@
 """What the Generate tab gets is what the command line makes."""
 
 import base64
+import copy
 import io
 import shlex
 import shutil
@@ -52,6 +53,26 @@ def test_faces_are_there_before_the_model_is_and_are_the_same(serve, tmp_path, t
     assert preview(run / "snapshots" / "000001kimg.safetensors", 32) == []  # the mosaic is the newer one's
     (run / "samples" / "mosaic.png").write_bytes(b"half a picture")
     assert preview(run / "snapshots" / "000002kimg.safetensors", 32) == []
+
+
+def test_a_run_made_anew_under_its_name_is_loaded_anew(serve, tmp_path, tiny_generator, tiny_snapshot):
+    from mien.engine.checkpoint import save_snapshot
+    from mien.runs import Run
+
+    run, name = tmp_path / "run", str(tmp_path / "run")
+    app = serve(None, runs=tmp_path)
+    Run.create(run, config={}, architecture={})
+    for suffix in (".safetensors", ".json"):
+        shutil.copy(tiny_snapshot.with_suffix(suffix), run / "snapshots" / f"000001kimg{suffix}")
+    first = app.told("generate", asked(name))["faces"][0]["png"]
+    assert app.told("generate", asked(name))["faces"][0]["png"] == first
+    shutil.rmtree(run)
+    Run.create(run, config={}, architecture={})
+    other = copy.deepcopy(tiny_generator.net)
+    for parameter in other.parameters():
+        parameter.data.mul_(0.5)
+    save_snapshot(run / "snapshots" / "000001kimg", other, {key: tiny_generator.meta[key] for key in tiny_generator.meta if key != "sha256"})
+    assert app.told("generate", asked(name))["faces"][0]["png"] != first
 
 
 @pytest.mark.parametrize("changes", [

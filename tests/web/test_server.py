@@ -39,7 +39,7 @@ def test_no_other_file_is_served(app, name):
 
 
 def test_a_site_that_makes_its_name_point_here_is_turned_away(app):
-    for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", ""):
+    for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "[", "[::1"):
         assert app.raw("", Host=host)[0] == 403
         assert app.raw("api/start", b"{}", **{"Host": host, "X-Mien-Key": app.key})[0] == 403
     assert app.raw("", Host="localhost")[0] == 200
@@ -59,7 +59,7 @@ def test_an_app_that_others_can_reach_asks_for_the_key_at_the_door(serve, runs_f
     assert open_to_all.raw(f"?key={open_to_all.key}")[0] == 200
 
 
-@pytest.mark.parametrize("body", [b"[]", b"not json", b"\xff\xfe", b"3", b"null"])
+@pytest.mark.parametrize("body", [b"[]", b"not json", b"\xff\xfe", b"3", b"null", b"[" * 400_000, b'{"a":' * 100_000])
 def test_a_question_is_a_json_object(app, body):
     status, _, content = app.raw("api/start", body, **{"X-Mien-Key": app.key})
     assert status == 400 and "JSON" in json.loads(content)["error"]

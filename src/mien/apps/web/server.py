@@ -137,7 +137,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         try:
             asked = json.loads(body or b"{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             asked = None
         if isinstance(asked, dict):
             self._ask(name, key, asked, b"")
@@ -147,7 +147,10 @@ class Handler(BaseHTTPRequestHandler):
     def _welcome(self) -> bool:
         """Whether the request was made to this server by name: a site that makes its own name point here is turned away."""
         site = self.server.site
-        name = urlsplit("//" + self.headers.get("Host", "")).hostname or ""
+        try:
+            name = urlsplit("//" + self.headers.get("Host", "")).hostname or ""
+        except ValueError:
+            name = ""
         if site.exposed or name in LOOPBACK:
             return True
         self._error(403, "This page answers to 127.0.0.1 and localhost only.")

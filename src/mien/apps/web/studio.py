@@ -52,21 +52,13 @@ class Studio:
 
     def __init__(self, places: Places):
         self.places = places
-        self._known: OrderedDict[Path, _Loading] = OrderedDict()
+        self._known: OrderedDict[tuple[Any, ...], _Loading] = OrderedDict()
         self._guard = threading.Lock()
         self._work = threading.RLock()  # hooks change a network for everyone: one request at a time draws
 
     def begin(self, model: str) -> Path:
         """Start to load `model` if it is not there; returns its snapshot. Raises UserError for a name that is not listed."""
-        path = self.places.snapshot(model)
-        with self._guard:
-            there = self._known.pop(path, None)
-            if there is None or there.error is not None:  # a file that was damaged may be whole by now
-                there = _Loading(path)
-            self._known[path] = there
-            while len(self._known) > KEPT:
-                self._known.popitem(last=False)
-        return path
+        return self._loading(model).path
 
     @contextmanager
     def using(self, model: str, turn: Turn) -> Iterator[LoadedGenerator]:
@@ -86,9 +78,16 @@ class Studio:
             self._work.release()
 
     def _loading(self, model: str) -> _Loading:
-        path = self.begin(model)
+        path = self.places.snapshot(model)
+        key = path, _written(path), _written(path.with_suffix(".json"))  # a run may be removed and made anew under its name
         with self._guard:
-            return self._known[path]
+            there = self._known.pop(key, None)
+            if there is None or there.error is not None:  # a file that was damaged may be whole by now
+                there = _Loading(path)
+            self._known[key] = there
+            while len(self._known) > KEPT:
+                self._known.popitem(last=False)
+            return there
 
     def about(self, model: str) -> dict[str, Any]:
         """What the page needs to draw its controls, read without torch."""
@@ -123,6 +122,15 @@ class Studio:
                 self.begin(model)
 
         threading.Thread(target=later, daemon=True, name="warm up").start()
+
+
+def _written(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another that was there before it."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_mtime_ns, stat.st_size
 
 
 def _one_thread() -> None:
