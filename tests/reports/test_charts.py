@@ -60,6 +60,14 @@ def test_one_outlier_does_not_flatten_the_rest():
     assert "Outside the frame: one point" in chart and "100,000" in chart
 
 
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("huge", [1e308, 3.4e38, 5e-324])
+def test_values_at_the_ends_of_the_scale_are_drawn_or_told(huge, log):
+    chart = line_chart("c", [Line("a", np.arange(32.0), np.array([huge, 1.0] * 16) * (-1.0) ** (np.arange(32) // 2))], y_label="y", log=log)
+    assert "<svg" in chart and "nan" not in chart and "inf" not in chart
+    assert huge != 1e308 or log or "Outside the frame: 16 points" in chart
+
+
 def test_nothing_to_draw_draws_nothing():
     assert line_chart("t", [], y_label="") == ""
     assert line_chart("t", [Line("a", np.arange(2.0), np.full(2, np.nan))], y_label="") == ""

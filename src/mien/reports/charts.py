@@ -16,6 +16,7 @@ from mien.reports.page import Html, esc, join, kimg, number
 WIDTH, HEIGHT = 480, 244  # of the drawing, in its own units; it scales with the page
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 34, 40  # margins: y numbers, air, event marks, x numbers and label
 POINTS = 400
+HUGE = 1e100  # what is beyond, or on a log scale below its inverse, is not drawn: float64 could not span the axis
 EVENTS = {  # letter and meaning, the gravest first: of events too close to tell apart, the gravest gives the letter
     "error": ("E", "error"),
     "rollback": ("B", "rolled back"),
@@ -240,13 +241,14 @@ def _tick(value: float) -> str:
 
 
 def _drawable(y: np.ndarray, log: bool) -> np.ndarray:
-    return np.isfinite(y) & (y > 0) if log else np.isfinite(y)
+    inside = np.abs(y) < HUGE  # and not NaN
+    return inside & (y > 1 / HUGE) if log else inside
 
 
 def _y_range(lines: Sequence[Line], log: bool, bands: Sequence[Band]) -> tuple[float, float]:
     """All the values, unless a few of them dwarf the rest: then the middle 98 % decide, and line_chart says what was cut."""
     values = np.concatenate([line.y[_drawable(line.y, log)] for line in lines])
-    ends = [end[np.isfinite(end)] for line in lines for end in (line.low, line.high) if end is not None]
+    ends = [end[_drawable(end, False)] for line in lines for end in (line.low, line.high) if end is not None]
     values = np.log10(values) if log else np.concatenate([values, *ends])
     low, high = float(values.min()), float(values.max())
     inner_low, inner_high = (float(v) for v in np.percentile(values, (1, 99)))
