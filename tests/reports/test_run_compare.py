@@ -186,6 +186,28 @@ def test_the_command_writes_what_is_asked(pair, tmp_path, capsys):
     assert capsys.readouterr().out == ""  # files were asked for: stdout stays free
 
 
+def test_nothing_is_chosen_by_the_test_split(pair):
+    """Every snapshot was scored on val and afterwards on test, which likes another one best."""
+    for path in pair:
+        line = json.loads((path / "metrics.jsonl").read_text().splitlines()[0])
+        said = [("val", 1000, 5.0), ("val", 2000, 4.0), ("test", 1000, 30.0), ("test", 2000, 60.0)]
+        write_jsonl(path / "metrics.jsonl", [
+            {**line, "nimg": nimg, "value": value, "protocol": {**line["protocol"], "split": split}} for split, nimg, value in said
+        ])  # fmt: skip
+    assert [(top.nimg, top.value) for top in fd(opened(pair)).scores.values()] == [(2000, 4.0)] * 2
+
+
+def test_the_snapshot_of_a_comparison_is_the_runs_own(pair):
+    """Where the test split alone covers both runs they are ranked by it, at the snapshot that val chose."""
+    line = json.loads((pair[0] / "metrics.jsonl").read_text().splitlines()[0])
+    for i, path in enumerate(pair):
+        said = [(f"val {i}", 1000, 5.0), (f"val {i}", 2000, 4.0), ("test", 1000, 30.0), ("test", 2000, 60.0)]
+        write_jsonl(path / "metrics.jsonl", [
+            {**line, "nimg": nimg, "value": value, "protocol": {**line["protocol"], "split": split}} for split, nimg, value in said
+        ])  # fmt: skip
+    assert [(top.nimg, top.value) for top in fd(opened(pair)).scores.values()] == [(2000, 60.0)] * 2
+
+
 def test_a_run_is_judged_as_one_snapshot(pair):
     """Precision at one time and Frechet distance at another would be a model that never was."""
     lines = [json.loads(line) for line in (pair[0] / "metrics.jsonl").read_text().splitlines()]

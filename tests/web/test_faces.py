@@ -71,7 +71,8 @@ def test_a_run_made_anew_under_its_name_is_loaded_anew(serve, tmp_path, tiny_gen
     other = copy.deepcopy(tiny_generator.net)
     for parameter in other.parameters():
         parameter.data.mul_(0.5)
-    save_snapshot(run / "snapshots" / "000001kimg", other, {key: tiny_generator.meta[key] for key in tiny_generator.meta if key != "sha256"})
+    meta = {key: value for key, value in tiny_generator.meta.items() if key != "sha256"}
+    save_snapshot(run / "snapshots" / "000001kimg", other, meta)
     assert app.told("generate", asked(name))["faces"][0]["png"] != first
 
 

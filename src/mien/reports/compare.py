@@ -17,7 +17,7 @@ from mien.reports.findings import Score, as_object, setting
 from mien.reports.page import Html, document, duration, esc, heading, images, join, number, paragraph, table
 from mien.reports.report import combinations
 from mien.reports.seeds import OverSeeds, over_seeds, same_recipe
-from mien.runs import SAME_PROTOCOL, Run, is_frechet
+from mien.runs import SAME_PROTOCOL, Run, best_distance, is_frechet
 
 DASH = "–"
 
@@ -74,9 +74,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
     keys = list(dict.fromkeys(key for recipe in recipes.values() for key in recipe))
     rows = {key: {name: recipe[key] for name, recipe in recipes.items() if key in recipe} for key in keys}
     differing = {key: row for key, row in rows.items() if len(row) < len(named) or len({setting(value) for value in row.values()}) > 1}
-    first = [column for metric in metrics if is_frechet(metric) for column in [_column(metric, of_each, {})]]
-    leading = next((column for column in first if column.ranked), None)
-    at = {name: top.nimg for name, top in leading.scores.items() if top} if leading else {}
+    at = {name: int(line["nimg"]) for name, run in named.items() if (line := run.best_score() or best_distance(run.metrics()))}
     return Comparison(named, [_column(metric, of_each, at) for metric in metrics], differing)
 
 
@@ -103,7 +101,8 @@ def _column(metric: str, of_each: Mapping[str, Sequence[Score]], at: Mapping[str
         for some in mine.values()
         for key in [s.key for s in some]
     }
-    key = max(reversed(shared), key=lambda k: shared[k])  # of equally shared ones the newest
+    tests = {score.key for some in mine.values() for score in some if score.protocol.get("split") == "test"}
+    key = max(reversed(shared), key=lambda k: (shared[k], k not in tests))  # of equally shared ones the newest, of the test split last
     ranked = shared[key] == len(having) > 1
     history = {name: [score for score in some if score.key == (key if ranked else some[-1].key)] for name, some in mine.items()}
     tops = {name: findings.standing(some, at.get(name)) for name, some in history.items()}
