@@ -289,6 +289,19 @@ def run(tmp_path):
     return run
 
 
+def test_a_fresh_folder_has_no_runs_yet_and_that_is_no_mistake(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert mien("runs").exit_code == 0 and mien("runs").stdout.startswith("No runs here yet")
+    assert json.loads(mien("runs", "--json").stdout) == []
+
+
+def test_a_page_is_written_over_pages_only(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("notes.txt").write_text("mine")
+    assert "should end in .html" in fails("report", run.path, "--out", "notes.txt")
+    assert Path("notes.txt").read_text() == "mine"
+
+
 def test_runs_shows_state_progress_and_best_score(run, tmp_path):
     folder = tmp_path / "runs"
     for nimg, value in ((1000, 30.0), (2000, 20.0), (3000, 25.0)):

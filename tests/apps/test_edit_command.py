@@ -153,10 +153,34 @@ def test_a_place_that_takes_no_file_is_told_before_the_work(mien_edit, tmp_path,
     (tmp_path / "file").write_text("x")
     ask = ["--seed", 1, "--to", "Male=1"]
     for more, word in ((["--out", tmp_path / "x.png", "--save", tmp_path], "is a folder"),
+                       (["--out", tmp_path / "x.png", "--save", tmp_path / "file"], "ends in .json"),
                        (["--out", tmp_path / "file" / "x.png"], "file is a file, where a folder is needed")):  # fmt: skip
         said = mien_edit(*more, *ask)
         assert isinstance(said.exception, UserError) and word in str(said.exception), said.output
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_photo_is_not_written_over(mien_edit, tmp_path, monkeypatch):
+    monkeypatch.setattr("mien.explore.load.load_generator", None)
+    photo, latent = tmp_path / "me.png", tmp_path / "me.json"
+    for path in (photo, latent):
+        path.write_text("mine")
+    for image, more in ((photo, []), (latent, ["--save", latent])):
+        out = photo if image == photo else tmp_path / "x.png"
+        said = mien_edit("--out", out, "--image", image, "--to", "Male=1", *more)
+        assert isinstance(said.exception, UserError) and "is the file that is read" in str(said.exception), said.output
+    from mien.apps.cli.invert import _check
+
+    with pytest.raises(UserError, match="is the file that is read"):
+        _check(photo, photo)
+
+
+def test_names_of_directions_may_hold_spaces_and_come_once():
+    from mien.apps.cli.edit import parse_along
+
+    assert parse_along("wide smile=1.5, pca-1 = -2") == {"wide smile": 1.5, "pca-1": -2.0}
+    with pytest.raises(UserError, match="twice"):
+        parse_along("a=1,a=2")
 
 
 def test_an_edit_of_another_model_is_refused(mien_edit, tmp_path, directions_file):

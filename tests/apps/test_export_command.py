@@ -253,3 +253,19 @@ def test_an_attribute_named_as_the_graphs_input_is_refused(tiny_generator, tmp_p
     named = dataclasses.replace(tiny_generator, attribute_names=("latent", "Smiling"))
     with pytest.raises(UserError, match="cannot be exported to ONNX"):
         package.export(named, tmp_path / "x", form="onnx")
+
+
+def test_a_terminated_export_leaves_nothing(tiny_snapshot, tmp_path, monkeypatch):
+    import os
+    import signal
+
+    from mien.apps.cli.export import export as command
+
+    monkeypatch.setattr("mien.apps.export.package._write", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.signal(signal.SIGTERM, lambda *_: None)     # if nothing catches it, this test fails and no more
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            command(str(tiny_snapshot), tmp_path / "x" / "out", form="safetensors", half=False, name=None, force=False)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert list((tmp_path / "x").iterdir()) == []

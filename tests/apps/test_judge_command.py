@@ -108,3 +108,13 @@ def test_phases_that_cannot_be(phases, tmp_path):
     with pytest.raises(UserError, match="--phases"):
         train_classifier(tmp_path, tmp_path, phases=phases)
     assert parse_phases("32:10,64:14") == [[32, 10], [64, 14]]
+
+
+def test_hidden_files_and_dots_of_pictures_are_left_out(tmp_path, capsys):
+    face = Image.fromarray(draw_faces(1, size=64, seed=2)[0][0])
+    for name in ("a.png", ".hidden.png", "._a.png"):
+        face.save(tmp_path / name)
+    face.resize((1, 1)).save(tmp_path / "dot.png")
+    result = as_json(capsys, tmp_path)
+    assert [row["file"] for row in result["images"]] == [str(tmp_path / "a.png")]
+    assert result["skipped"] == [{"file": str(tmp_path / "dot.png"), "reason": "only 1x1 pixels"}]

@@ -15,7 +15,9 @@ from mien.explore.select import draw_set
 
 def test_a_picture_is_a_png_and_anything_else_a_folder():
     assert is_picture(Path("a b/faces.PNG")) and not is_picture(Path("faces")) and not is_picture(Path("faces.v2"))
-    with pytest.raises(UserError, match="--out faces.png, or a folder"):
+    with pytest.raises(UserError, match=r"--out faces.png, or a folder\.$"):
+        is_picture(Path("faces.jpg"), or_folder=True)
+    with pytest.raises(UserError, match=r"--out faces.png\.$"):
         is_picture(Path("faces.jpg"))
 
 
@@ -72,6 +74,9 @@ def test_realism_takes_its_reals_from_a_store(tiny_snapshot, tmp_path):
 @pytest.mark.parametrize("options, message", [
     (["--out", "a", "--best-of", "2", "--by", "realism"], "name their store with --data"), (["--out", "a", "--balance", "even"], "uniform"),
     (["--out", "a", "--best-of", "2", "--by", "luck"], "judge and realism"), (["--out", "a.png", "--format", "store"], "writes a folder"),
+    (["--out", "a", "--by", "realism"], "--by realism chooses among candidates: say of how many with --best-of K"),
+    (["--out", "a", "--data", "x"], "--data chooses among candidates"),
+    (["--out", "a", "--data", "x", "--best-of", "2"], "--data names the real faces of --by realism"),
     (["--out", "a.png", "--grid", "--best-of", "2"], "give one of them"), (["--out", "a", "--format", "zip"], "png or store"),
     (["--out", "a", "--format", "store", "--where", "Male=2"], "labels are 0 or 1"), (["--out", "a", "--where", "Male=9"], "from -2 to 3"),
 ])  # fmt: skip
@@ -117,3 +122,11 @@ def test_trouble_with_a_place_names_the_place_and_not_the_file_that_was_to_go_th
     with pytest.raises(OSError) as caught:
         save_text("text", tmp_path)
     assert explain(caught.value) == 2 and capsys.readouterr().err.rstrip().endswith(f": {tmp_path}.")
+
+
+def test_force_says_what_stands_in_the_way(tiny_snapshot, tmp_path):
+    (tmp_path / "file").write_text("x")
+    CliRunner().invoke(app, ["data", "synth", "--out", str(tmp_path / "toys"), "--count", "16", "--size", "32"])
+    for out, words in (("file", "is a file"), ("toys", "is a data store: only --format store --force replaces it")):
+        result = mien(tiny_snapshot, "--out", tmp_path / out, "--count", 2, "--force")
+        assert result.exit_code == 2 and words in result.stderr

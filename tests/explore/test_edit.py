@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -171,3 +172,18 @@ def test_json_that_is_no_edit_is_told_in_one_line(everything, change, message):
 def test_other_texts_are_no_edits(text):
     with pytest.raises(UserError, match="not an edit"):
         Edit.from_json(text)
+
+
+def test_intervals_of_shares_are_wilsons():
+    """Of 4 of 4 the normal interval is 0 wide, of 19 of 20 it ends above 1; Wilson's are neither."""
+    from mien.explore.edit_effects import Look, compare
+
+    def seen(values):
+        count = len(values)
+        return Look(torch.zeros(count, 3, 4, 4, dtype=torch.uint8), np.array(values)[:, None], np.ones((count, 2)))
+
+    for turned, low, high in (([0.9] * 4, 0.5101, 1.0), ([0.9] * 19 + [0.1], 0.7639, 0.9911)):
+        effect = compare(seen([0.2] * len(turned)), seen(turned), ("Smiling",), target="Smiling")
+        for each in (effect.after, effect.turned):
+            assert (each.low, each.high) == pytest.approx((low, high), abs=1e-4)
+    assert compare(seen([0.2]), seen([0.9]), ("Smiling",), target="Smiling").after.low is None

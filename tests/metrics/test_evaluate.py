@@ -142,6 +142,16 @@ def test_a_store_scored_with_itself_and_with_its_other_half(toys, toy_store):
     assert same["fd-random"].protocol.conditions == "as the store has them" and same["fd-random"].protocol.ema is None
 
 
+def test_all_of_a_store_of_generated_faces_is_scored_whatever_the_split(toys, toy_store, tmp_path):
+    val = toy_store.indices("val")[:100]
+    images = torch.from_numpy(toy_store.images[val].transpose(0, 3, 1, 2).copy())
+    store = toys.store(tmp_path / "drawn", images, toy_store.attributes[val], np.zeros(100))     # all of them train
+    with pytest.raises(UserError, match=r"has no val images \(it has train 100, val 0, test 0\)"):
+        evaluate(store, toy_store, metrics=["kid"], **COMMON)
+    store.manifest["generated"] = {}
+    assert evaluate(store, toy_store, metrics=["kid"], **COMMON)[0].protocol.n_fake == 100
+
+
 def test_swapped_labels_move_only_what_looks_at_labels(toys, toy_store, toy_judge, tmp_path):
     """The same pictures, with Male and Smiling exchanged in the table."""
     right, wrong = ({}, {})

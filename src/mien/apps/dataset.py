@@ -136,7 +136,11 @@ def check_replaceable(folder: Path, force: bool) -> None:
         return
     if not force:
         raise UserError(f"{folder} is there already: give another --out, or --force to replace it.")
-    if not folder.is_dir() or any(each.suffix != ".png" and each.name not in (TABLE, PROVENANCE) for each in folder.iterdir()):
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file, and a folder of samples is to stand there: give another --out.")
+    if (folder / "images.npy").is_file() and (folder / "manifest.json").is_file():
+        raise UserError(f"{folder} is a data store: only --format store --force replaces it. Give another --out.")
+    if any(each.suffix != ".png" and each.name not in (TABLE, PROVENANCE) for each in folder.iterdir()):
         raise UserError(f"{folder} holds more than samples: --force will not delete it. Give another --out.")
 
 

@@ -41,7 +41,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Measured:
-    """A number and its 95 % interval (bootstrap over faces, normal); low and high are None for a single face."""
+    """A number and its 95 % interval (bootstrap over faces, normal; of a share Wilson's); low and high are None for a single face."""
 
     value: float
     low: float | None = None
@@ -171,7 +171,7 @@ def compare(before: Look, after: Look, names: tuple[str, ...], *, strength: floa
         share = box_mask((region,), pixel_change.shape[-1])
         inside = _mean(((pixel_change * share).sum((1, 2)) / share.sum()).numpy(), weights)
         outside = _mean(((pixel_change * (1 - share)).sum((1, 2)) / (1 - share).sum().clamp(min=1e-9)).numpy(), weights)
-    on_target = _on_target(before, after, names.index(target), side, weights) if target is not None else {}
+    on_target = _on_target(before, after, names.index(target), side) if target is not None else {}
     return Effect(
         strength=strength, count=count, target=target, side=side, leaked=leaked or Measured(0.0),
         moved={name: _interval(float(change[:, i].mean()), means[:, i], count) for i, name in enumerate(names)},
@@ -183,17 +183,16 @@ def compare(before: Look, after: Look, names: tuple[str, ...], *, strength: floa
     )  # fmt: skip
 
 
-def _on_target(before: Look, after: Look, column: int, side: int, weights: np.ndarray) -> dict[str, Any]:
+def _on_target(before: Look, after: Look, column: int, side: int) -> dict[str, Any]:
     """The fields of Effect that tell how the target fared."""
     was, now = before.probabilities[:, column], after.probabilities[:, column]
     was_there, is_there = (was >= 0.5) == bool(side), (now >= 0.5) == bool(side)
     turned, to_turn = None, int((~was_there).sum())
     if to_turn:
-        share = (weights @ (is_there & ~was_there)) / np.maximum(weights @ ~was_there, 1e-12)
-        turned = _interval(float(is_there[~was_there].mean()), share, to_turn)
-    toward = (now > was if side else now < was).astype(float)
-    return {"was": float(was.mean()), "now": float(now.mean()), "toward": _mean(toward, weights), "before": float(was_there.mean()),
-            "after": _mean(is_there.astype(float), weights), "turned": turned, "to_turn": to_turn}  # fmt: skip
+        turned = _share(is_there[~was_there])
+    toward = now > was if side else now < was
+    return {"was": float(was.mean()), "now": float(now.mean()), "toward": _share(toward), "before": float(was_there.mean()),
+            "after": _share(is_there), "turned": turned, "to_turn": to_turn}  # fmt: skip
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -208,6 +207,17 @@ def _bootstrap_weights(count: int) -> np.ndarray:
 
 def _mean(values: np.ndarray, weights: np.ndarray) -> Measured:
     return _interval(float(values.mean()), weights @ values, len(values))
+
+
+def _share(found: np.ndarray) -> Measured:
+    """The share of True among bool [N], with Wilson's interval (1927): inside 0..1, and of some width when all N agree."""
+    share, count = float(found.mean()), len(found)
+    if count < 2:
+        return Measured(share)
+    shrink = 1 + Z95**2 / count
+    centre = (share + Z95**2 / (2 * count)) / shrink
+    half = Z95 / shrink * (share * (1 - share) / count + Z95**2 / (4 * count**2)) ** 0.5
+    return Measured(share, max(0.0, centre - half), min(1.0, centre + half))
 
 
 def _interval(value: float, resampled: np.ndarray, count: int) -> Measured:

@@ -143,11 +143,19 @@ def reference_indices(store: FaceStore, split: str, count: int, seed: int) -> np
     """`count` images of a split (all, when it has no more), drawn by `seed`, in rising order."""
     there = store.indices(split)
     if not len(there):
-        sizes = {name: len(store.indices(name)) for name in ("train", "val", "test")}
+        sizes = ", ".join(f"{name} {len(store.indices(name)):,}" for name in SPLITS)
         raise UserError(f"The store {store.path} has no {split} images (it has {sizes}); choose another --split.")
-    if count >= len(there):
-        return there
-    return np.sort(np.random.default_rng(seed).permutation(there)[:count])
+    return drawn(there, count, seed)
+
+
+def drawn(indices: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """`count` of these (all, when they are no more), drawn by `seed`, in rising order."""
+    return indices if count >= len(indices) else np.sort(np.random.default_rng(seed).permutation(indices)[:count])
+
+
+def scored_of(store: FaceStore, split: str) -> np.ndarray:
+    """The images of a store in a model's place: all of generated ones, whose splits are for training; else those of the split."""
+    return np.arange(len(store)) if "generated" in store.manifest else reference_indices(store, split, len(store), 0)
 
 
 def floor_indices(store: FaceStore, reference: np.ndarray, attribute_names: Sequence[str], split: str, seed: int) -> np.ndarray:

@@ -272,7 +272,7 @@ def open_subject(model: LoadedGenerator | FaceStore | Path, store: FaceStore, *,
         store.columns(fake.attribute_names)
     elif isinstance(model, FaceStore):
         _same_size(model.size, store, "The store to score")
-        rows = face_sets.reference_indices(model, split, len(reference), seed)
+        rows = face_sets.drawn(face_sets.scored_of(model, split), len(reference), seed)
         fake, shown, law = face_sets.real_faces(model, rows, model.attribute_names), model.path.resolve().name, "as the store has them"
         fake = fake if set(fake.attribute_names) <= set(store.attribute_names) else face_sets.real_faces(model, rows, ())
     else:
@@ -295,7 +295,7 @@ def _as_many(model: LoadedGenerator | FaceStore | Path, store: FaceStore, split:
     if isinstance(model, Path):
         sides.append((len(face_sets.pictures_of(model)), f"the folder {model.resolve().name}"))
     elif isinstance(model, FaceStore):
-        sides.append((len(model.indices(split)), f"{split} of the store to score"))
+        sides.append((len(face_sets.scored_of(model, split)), f"{model.path.resolve().name}, the store to score,"))
     there, where = min(sides)
     if not 0 < there < count:
         return count, []

@@ -16,6 +16,7 @@ from mien.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from mien.metrics.judge import Judge
 
+LEAST_PX = 16   # of a side: smaller ones show no face
 CHUNK = 256     # pictures read before they are judged, so that memory does not grow with the folder
 
 
@@ -75,12 +76,14 @@ def pick(attributes: str | None, known: Sequence[str]) -> list[str]:
 
 def find_pictures(paths: Sequence[Path]) -> list[Path]:
     """The files named, and the pictures in the folders named (sorted). UserError for what is not there or a folder without pictures."""
+    from mien.data.files import is_system
     from mien.data.formats import IMAGE_SUFFIXES
 
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(each for each in path.iterdir() if each.suffix.lower() in IMAGE_SUFFIXES and each.is_file())
+            inside = sorted(each for each in path.iterdir()
+                            if each.suffix.lower() in IMAGE_SUFFIXES and each.is_file() and not is_system(each.name))
             if not inside:
                 raise UserError(f"{path} has no pictures in it (folders inside are not searched): name the folder that has them.")
             found += inside
@@ -125,6 +128,8 @@ def read_picture(path: Path) -> tuple[Any, str] | str:
     try:
         image = open_picture(path)
         with image:
+            if min(image.size) < LEAST_PX:
+                return f"only {image.width}x{image.height} pixels"
             crop = "center178" if is_framed(*upright_size(image)) else "square"
             return render(image, crop=crop, size=INPUT_PX, allow_upscale=True), crop
     except (BadImageError, UnfitImageError) as error:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mien.apps.cli.console import note, print_json, progress, say
-from mien.apps.cli.strips import check_file
+from mien.apps.cli.strips import check_apart, check_file
 from mien.errors import UserError
 
 if TYPE_CHECKING:
@@ -90,8 +90,12 @@ def _check(out: Path, save: Path | None, seed: int | None, image: Path | None, w
     if not is_picture(out):
         raise UserError(f"--out {out}: edit draws one picture; give it a name that ends in .png.")
     check_file(out)
+    check_apart(out, image)
     if save is not None:
         check_file(save, "--save")
+        if save.suffix.lower() != ".json":
+            raise UserError(f"--save {save}: an edit is kept as JSON; give it a name that ends in .json.")
+        check_apart(save, image, "--save")
     if (seed is None) == (image is None):
         raise UserError("Give either --seed N (a face of the model) or --image PHOTO.")
     if image is not None and where is not None:
@@ -111,17 +115,17 @@ def parse_strengths(text: str) -> list[float]:
 
 def parse_along(text: str) -> dict[str, float]:
     """'Young=1.5,pca-1=-2' -> {'Young': 1.5, 'pca-1': -2.0}. UserError for anything else."""
+    from mien.combinations import parse_facts
     from mien.explore.edit import MAX_STRENGTH
 
     along: dict[str, float] = {}
-    for part in filter(None, text.replace(" ", "").split(",")):
-        name, _, value = part.partition("=")
+    for name, value in parse_facts(text).items():
         try:
             along[name] = float(value)
         except ValueError:
             along[name] = float("nan")
         if not name or not abs(along[name]) <= MAX_STRENGTH:
-            raise UserError(f"--along {part}: write NAME=1.5, the direction's name and how far to go.")
+            raise UserError(f"--along {name}={value}: write NAME=1.5, the direction's name and how far to go.")
     return along
 
 

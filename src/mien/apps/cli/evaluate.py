@@ -29,7 +29,8 @@ def evaluate(
                                          "unless told; and groups: who is drawn less often than there is.")] = None,
     features: Annotated[str, typer.Option(metavar="NAME", help="face, imagenet, inception, inception-768, torchvision-inception")] = "face",
     count: Annotated[str, typer.Option(metavar="N", help="Images on each side: 2000, 10k; at most what the split has.")] = "10k",
-    split: Annotated[str, typer.Option(metavar="NAME", help="train, val or test.")] = "val",
+    split: Annotated[str, typer.Option(metavar="NAME", help="train, val or test, of the reals; of a store of generated "
+                                       "faces in the model's place all are taken.")] = "val",
     seed: Annotated[int, typer.Option(min=0, help="Draws the faces and the reference.")] = 0,
     truncation: Annotated[float, typer.Option(help="Scale of the latents.")] = 1.0,
     weights: Annotated[Path | None, typer.Option(metavar="FILE", help="Weights of the features, in place of the usual ones.")] = None,

@@ -28,12 +28,14 @@ def export(
     README.md in the folder is the model's card: data, licence, recipe, scores, limits. An ONNX file is
     checked by onnxruntime against PyTorch, and not written when a pixel differs by more than 0.001 (of -1..1).
     """
+    from mien.apps.cli.data import stoppable
     from mien.apps.export.package import check_place
     from mien.apps.export.package import export as write
     from mien.explore.load import load_generator
 
     check_place(out, force=force)
-    done = write(load_generator(model), out, form=form, half=half, name=name, force=force)
+    with stoppable():
+        done = write(load_generator(model), out, form=form, half=half, name=name, force=force)
     if done.moved_levels:
         largest, mean = done.moved_levels
         note(f"fp16 weights move a pixel by at most {largest} of 255 levels, {mean:.3f} on average.")

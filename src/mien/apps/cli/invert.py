@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mien.apps.cli.console import note, print_json, progress, say
-from mien.apps.cli.strips import check_file
+from mien.apps.cli.strips import check_apart, check_file
 from mien.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def invert(
 
     The first call for a model trains its encoder, for minutes, and keeps it. 'mien edit MODEL --image me.json' goes on from here.
     """
-    _check(out)
+    _check(out, photo)
 
     from mien.apps.photos import align, read_photo, trained_crop
 
@@ -78,13 +78,14 @@ def invert(
     say(f"{out.with_suffix('.json')}: the latent.")
 
 
-def _check(out: Path) -> None:
+def _check(out: Path, photo: Path) -> None:
     from mien.apps.cli.sample import is_picture
 
     if not is_picture(out):
         raise UserError(f"--out {out}: invert draws one picture; give it a name that ends in .png.")
     for path in (out, out.with_suffix(".json")):
         check_file(path)
+        check_apart(path, photo)
 
 
 def _search(generator: LoadedGenerator, judge: Judge, encoder: Any, image: Any, settings: Settings, compare: int) -> tuple[Inversion, dict]:

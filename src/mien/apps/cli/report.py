@@ -27,7 +27,7 @@ def report(
     from mien.reports.report import write_report
 
     there = Run.open(run)
-    page = _place(out or there.path / "report.html")
+    page = _place(out or there.path / "report.html", ".html")
     write_report(there, page, with_reals=with_reals)
     _told(page, show)
 
@@ -53,20 +53,22 @@ def compare(
     for warning in comparison.warnings:
         note(f"Warning: {warning}")
     if markdown is not None and str(markdown) != "-":
-        _place(markdown).write_text(comparing.markdown(comparison), encoding="utf-8")
+        _place(markdown, ".md").write_text(comparing.markdown(comparison), encoding="utf-8")
         note(f"Wrote {markdown}.")
     elif markdown is not None:
         say(comparing.markdown(comparison))
     if json:
         print_json(comparing.as_json(comparison))
     if out is not None or show or not (json or markdown):
-        page = comparing.write_comparison(comparison, _place(out or Path("compare.html")))
+        page = comparing.write_comparison(comparison, _place(out or Path("compare.html"), ".html"))
         (note if json or markdown else say)(f"Wrote {page}.")
         if show:
             _open(page)
 
 
-def _place(path: Path) -> Path:
+def _place(path: Path, suffix: str) -> Path:
+    if path.suffix.lower() != suffix:
+        raise UserError(f"{path} should end in {suffix}: other files are not written over.")
     if not path.parent.is_dir():
         raise UserError(f"No such folder: {path.parent}. Make it, or name another file.")
     if path.is_dir():

@@ -23,7 +23,7 @@ def runs(
 
     mien runs runs --json
     """
-    if not folder.is_dir():
+    if not folder.is_dir() and folder != Path("runs"):  # the usual place is made by the first run
         raise UserError(f"No such folder: {folder}. 'mien train' puts its runs in ./runs unless told otherwise.")
     rows = [describe(run) for run in find_runs(folder)]
     if json:
@@ -33,7 +33,7 @@ def runs(
         cells = [[row[key] for key in ("run", "state", "nimg", "total_nimg", "images_per_s", "preset")] for row in rows]
         print_table(columns, [[*head, _left(row), _best(row), preset] for row, (*head, preset) in zip(rows, cells)])
     else:
-        say(f"No runs in {folder}.")
+        say(f"No runs in {folder}." if folder.is_dir() else "No runs here yet: 'mien train' puts them in ./runs unless told otherwise.")
 
 
 def stop(

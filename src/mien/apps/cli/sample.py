@@ -54,6 +54,10 @@ def sample(
     number = parse_count(count)
     if number < 1:
         raise UserError(f"--count {count}: ask for at least one face.")
+    if best_of == 1 and (by != "judge" or data is not None):
+        raise UserError(f"{'--data' if by == 'judge' else f'--by {by}'} chooses among candidates: say of how many with --best-of K.")
+    if data is not None and by != "realism":
+        raise UserError("--data names the real faces of --by realism: give that too, or leave --data out.")
     picture = check_place(out, form=form, grid=grid, force=force, best_of=best_of)
 
     from mien.apps.dataset import Order
@@ -96,7 +100,7 @@ def check_place(out: Path, *, form: str, grid: bool, force: bool, best_of: int) 
     """Whether `out` is one picture. UserError for what does not go together, and for a folder that may not be written."""
     from mien.apps.dataset import check_replaceable
 
-    picture = is_picture(out)
+    picture = is_picture(out, or_folder=not grid)
     if picture and form == "store":
         raise UserError(f"--format store writes a folder: give --out a name without .png, not {out}.")
     if grid and not picture:
@@ -152,11 +156,11 @@ def _write(generator: LoadedGenerator, out: Path, order: Order, draw: Draw, *, m
             note("What is drawn is kept: the same command goes on from there.")
 
 
-def is_picture(out: Path) -> bool:
+def is_picture(out: Path, *, or_folder: bool = False) -> bool:
     """Whether `out` names one picture. UserError for a kind of picture that is not written, rather than a folder called faces.jpg."""
     suffix = out.suffix.lower()
     if suffix in (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"):
-        raise UserError(f"Pictures are written as .png: give --out {out.with_suffix('.png')}, or a folder.")
+        raise UserError(f"Pictures are written as .png: give --out {out.with_suffix('.png')}{', or a folder' if or_folder else ''}.")
     return suffix == ".png"
 
 

@@ -50,6 +50,12 @@ def check_file(path: Path, option: str = "--out") -> None:
         raise UserError(f"{option} {path}: {above} is a file, where a folder is needed. Name another place.")
 
 
+def check_apart(path: Path, given: Path | None, option: str = "--out") -> None:
+    """Raises UserError when `path` is the very file that was given to be read."""
+    if given is not None and path.exists() and given.exists() and path.samefile(given):
+        raise UserError(f"{option} {path} is the file that is read: it would be lost. Name another.")
+
+
 def save_picture(picture: Any, path: Path) -> None:
     """A PIL picture as .png; the folder is made."""
     with whole_file(path) as temporary:
