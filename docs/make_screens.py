@@ -75,8 +75,6 @@ def export_screen(open_page: Any, folder: Path) -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         page = open_page(f"http://127.0.0.1:{server.server_port}/", 1100, 1086)
         page.wait_for_selector("img, canvas")
-        page.get_by_role("spinbutton").first.fill("7")
-        page.keyboard.press("Enter")
         page.wait_for_timeout(5000)
         page.screenshot(path=IMAGES / "web-export.png", full_page=True)
         server.shutdown()
