@@ -383,7 +383,7 @@ class Config(Section):
         for role, network in (("generator", self.model.generator), ("discriminator", self.model.discriminator)):
             for key in network.strange(family):
                 owners, default = " or ".join(network.families_of(key)), type(network).model_fields[key].default
-                raise ValueError(f"model.{role}.{key} belongs to model.family={owners}, not {family}: leave it out, or say {default!r}")
+                raise ValueError(f"model.{role}.{key} belongs to model.family={owners}: say {default!r}, or take a {family} preset")
         if self.regularizer.path_length.gamma and family != "style":
             raise ValueError(f"regularizer.path_length.gamma needs model.family=style, not {family}: leave it out")
         if self.growth.at_kimg and family != "dcgan":
