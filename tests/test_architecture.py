@@ -5,13 +5,13 @@ import pathlib
 PACKAGE = pathlib.Path(__file__).parents[1] / "src" / "mien"
 PARTS = ("data", "models", "losses", "augment")
 MAY_IMPORT = {
-    "errors": (), "whole": (), "combinations": ("errors",),
+    "errors": (), "whole": (), "intervals": (), "combinations": ("errors",),
     "config": ("errors", "fields", "sections"), "sections": ("errors", "fields"), "fields": ("errors", "combinations"),
     "rules": ("sections",), "runs": ("errors", "whole"),
     "data": ("errors", "combinations"), "models": ("errors",), "losses": ("errors",), "augment": ("errors",),
     "engine": ("errors", "config", "fields", "rules", "sections", "runs", "whole", "combinations", *PARTS),
-    "explore": ("errors", "combinations", "runs", "models", "engine.checkpoint"),
-    "metrics": ("errors", "whole", "combinations", "data", "models", "explore"),
+    "explore": ("errors", "intervals", "combinations", "runs", "models", "engine.checkpoint"),
+    "metrics": ("errors", "whole", "intervals", "combinations", "data", "models", "explore"),
     "reports": ("errors", "config", "runs"),
     "presets": (), "__main__": ("apps",),   # data files; `python -m mien`
     "apps": ("errors", "config", "fields", "rules", "sections", "runs", "whole", "combinations", *PARTS, "engine",

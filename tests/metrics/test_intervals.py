@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from mien.intervals import wilson
 from mien.metrics.fid import fd_from_features
 from mien.metrics.kid import kid_from_features
 from mien.metrics.latent_quality import diversity_from_features
 from mien.metrics.precision_recall import prdc_from_features
-from mien.metrics.protocol import wilson
 
 DRAWS = 120
 

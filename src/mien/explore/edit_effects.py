@@ -15,10 +15,10 @@ from mien.explore.latents import latents
 from mien.explore.load import LoadedGenerator
 from mien.explore.regions import Box, box_mask
 from mien.explore.sample import attribute_rows, generate
+from mien.intervals import Z95, wilson
 from mien.models.pictures import to_uint8
 
 RESAMPLES = 1000
-Z95 = 1.959964
 
 
 class Judge(Protocol):
@@ -214,10 +214,7 @@ def _share(found: np.ndarray) -> Measured:
     share, count = float(found.mean()), len(found)
     if count < 2:
         return Measured(share)
-    shrink = 1 + Z95**2 / count
-    centre = (share + Z95**2 / (2 * count)) / shrink
-    half = Z95 / shrink * (share * (1 - share) / count + Z95**2 / (4 * count**2)) ** 0.5
-    return Measured(share, max(0.0, centre - half), min(1.0, centre + half))
+    return Measured(share, *wilson(share, count))
 
 
 def _interval(value: float, resampled: np.ndarray, count: int) -> Measured:

@@ -18,8 +18,9 @@ import torch
 
 from mien.combinations import combination_name
 from mien.errors import UserError
+from mien.intervals import Z95, wilson
 from mien.metrics.face_sets import SEED_STRIDE, combinations_of
-from mien.metrics.protocol import Z95, Estimate, wilson
+from mien.metrics.protocol import Estimate
 
 if TYPE_CHECKING:
     from mien.explore.load import LoadedGenerator

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from mien.intervals import wilson
 from mien.metrics.calibration import calibration_error, calibration_floor, cross_fitted, reliability, sigmoid
-from mien.metrics.protocol import wilson
 
 GROUPS = (("Male", "Young"), ("women, young", (0, 1)), ("women, not young", (0, 0)), ("men, young", (1, 1)), ("men, not young", (1, 0)))
 

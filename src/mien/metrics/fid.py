@@ -11,8 +11,9 @@ from functools import cached_property
 import numpy as np
 
 from mien.errors import UserError
+from mien.intervals import Z95
 from mien.metrics.features import check_features
-from mien.metrics.protocol import Z95, Estimate
+from mien.metrics.protocol import Estimate
 
 CURVE_POINTS = 6  # of the bias curve
 

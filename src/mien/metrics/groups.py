@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mien.metrics.protocol import Z95, Estimate
+from mien.intervals import Z95
+from mien.metrics.protocol import Estimate
 
 
 def group_shares(*, real: np.ndarray, fake: np.ndarray, names: Sequence[str], asked: Sequence[str]) -> Estimate:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from mien.errors import UserError
+from mien.intervals import Z95
 from mien.metrics.features import check_features
-from mien.metrics.protocol import Z95, Estimate
+from mien.metrics.protocol import Estimate
 
 BLOCK = 1024  # rows of the kernel matrix held at a time
 

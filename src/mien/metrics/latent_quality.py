@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from mien.errors import UserError
+from mien.intervals import Z95, wilson
 from mien.metrics.face_sets import SEED_STRIDE
 from mien.metrics.features import check_features
 from mien.metrics.memorization import nearest
-from mien.metrics.protocol import Z95, Estimate, wilson
+from mien.metrics.protocol import Estimate
 
 if TYPE_CHECKING:
     from mien.explore.load import LoadedGenerator

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from mien.errors import UserError
+from mien.intervals import wilson
 from mien.metrics.features import check_features
-from mien.metrics.protocol import Estimate, wilson
+from mien.metrics.protocol import Estimate
 
 BLOCK = 1024
 CLOSE_QUANTILE = 0.01  # of the held-out distances: nearer than this is "close"

@@ -59,7 +59,6 @@ def mix(
         note("Whole activations replace all that follows, so every face is its style's: give --part, --strength or --mode statistics.")
     faces = [inputs(generator, chosen, held) for chosen in lists]
     mixed = mixing.table(generator, faces[0], faces[1], names, mode=mode, strength=strength, where=places)
-    out.parent.mkdir(parents=True, exist_ok=True)
     save_picture(_sheet(generator, mixed, faces, lists), out)
     say(f"{out}: {len(lists[0])} contents by {len(lists[1])} styles, {mode} at {', '.join(names)}{f', {part} only' if part else ''}.")
 

@@ -54,10 +54,7 @@ def sample(
     number = parse_count(count)
     if number < 1:
         raise UserError(f"--count {count}: ask for at least one face.")
-    if best_of == 1 and (by != "judge" or data is not None):
-        raise UserError(f"{'--data' if by == 'judge' else f'--by {by}'} chooses among candidates: say of how many with --best-of K.")
-    if data is not None and by != "realism":
-        raise UserError("--data names the real faces of --by realism: give that too, or leave --data out.")
+    check_choice(best_of, by, data)
     picture = check_place(out, form=form, grid=grid, force=force, best_of=best_of)
 
     from mien.apps.dataset import Order
@@ -80,7 +77,6 @@ def sample(
             return
         draw = drawing(partial(order.draw, generator), ranks)
         if picture:
-            out.parent.mkdir(parents=True, exist_ok=True)
             save_picture(_combination_grid(generator, order, draw) if grid else _plain_grid(generator, order, draw), out)
         else:
             _write(generator, out, order, draw, model=model, force=force)
@@ -112,6 +108,14 @@ def check_place(out: Path, *, form: str, grid: bool, force: bool, best_of: int) 
     if not picture and form == "png":
         check_replaceable(out, force)
     return picture
+
+
+def check_choice(best_of: int, by: str, data: Path | None) -> None:
+    """UserError for an option of the choice among candidates that would have no effect."""
+    if best_of == 1 and (by != "judge" or data is not None):
+        raise UserError(f"{'--data' if by == 'judge' else f'--by {by}'} chooses among candidates: say of how many with --best-of K.")
+    if data is not None and by != "realism":
+        raise UserError("--data names the real faces of --by realism: give that too, or leave --data out.")
 
 
 def choose_score(generator: LoadedGenerator, of: int, by: str, data: Path | None) -> Selection:
